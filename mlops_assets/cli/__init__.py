@@ -1,0 +1,41 @@
+"""The `mlops` command: what a person does with the platform from a terminal.
+
+Belongs here: the list of commands, and how errors reach a person. Does not: what the commands do (one module each).
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import typer
+
+from mlops_assets.cli import console, data, demo, new, run, status, up
+from mlops_assets.errors import MlopsError
+
+app = typer.Typer(
+    name="mlops",
+    help="A data and model platform made of Dagster assets.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    epilog="Start with [bold]mlops demo[/bold]; [bold]mlops new NAME --like iris[/bold] makes a pipeline of your own.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo")(demo.demo)
+app.command("up")(up.up)
+app.add_typer(data.app, name="data")
+app.command("status")(status.status)
+app.command("run")(run.run)
+app.command("new")(new.new)
+app.command("env")(up.env)
+
+
+def main() -> None:
+    """Run a command; what a user can mend ends it with one sentence on standard error and exit code 1."""
+    logging.getLogger("mlops_assets").setLevel(logging.INFO)
+    try:
+        app()
+    except MlopsError as error:
+        console.fail(error)
+        sys.exit(1)

@@ -1,0 +1,34 @@
+"""What the commands share: two consoles, and how an error looks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.text import Text
+
+out: Final = Console(soft_wrap=True)
+err: Final = Console(stderr=True, soft_wrap=True)
+
+
+def fail(error: Exception) -> None:
+    """Print an error as its sentence alone."""
+    err.print(Text.assemble(("error: ", "bold red"), str(error)))
+
+
+@contextmanager
+def progress_of_runs() -> Iterator[None]:
+    """Show what the stages of a run log, as it happens."""
+    handler = RichHandler(console=out, show_path=False, show_level=False, markup=False, log_time_format="%H:%M:%S")
+    logger = logging.getLogger("mlops_assets")
+    logger.addHandler(handler)
+    logger.propagate = False  # MLflow's import gives the root logger a handler of its own
+    try:
+        yield
+    finally:
+        logger.propagate = True
+        logger.removeHandler(handler)

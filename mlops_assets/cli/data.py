@@ -1,0 +1,376 @@
+"""`mlops data`: datasets in Oxen, from the command line.
+
+Belongs here: what a person types and reads. Does not: how versions are kept (`oxen/`), whether a table is good (the
+pipeline's checks say so, visibly, after the commit), and comparing two tables (`row_changes.py`).
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from mlops_assets.cli.console import err, out
+from mlops_assets.errors import MlopsError
+from mlops_assets.home import ensure_home, open_instance
+from mlops_assets.oxen.errors import PathNotFound, RevisionNotFound
+from mlops_assets.oxen.repository import Repository
+from mlops_assets.oxen.tree import Commit
+from mlops_assets.pipeline import Pipeline, find_pipeline
+from mlops_assets.push import answers, nobody_there, push
+
+if TYPE_CHECKING:
+    import dagster as dg
+    import polars as pl
+
+    from mlops_assets.settings import Settings
+
+app = typer.Typer(help="Import, commit and look at the data of a pipeline, versioned in Oxen.", no_args_is_help=True)
+
+SAMPLES: Final = ("iris",)
+"""Repositories whose data ships inside a dependency."""
+
+LARGEST_DIFF: Final = 512 << 20
+"""Bytes of one version beyond which rows are not compared: both versions are held in memory, several times over."""
+
+SHOWN_FILES: Final = 50
+SHOWN_ROWS: Final = 10
+SHOWN_COLUMNS: Final = 12
+SHOWN_LENGTH: Final = 40
+
+PipelineName = Annotated[str, typer.Argument(metavar="PIPELINE", help="Name of the pipeline, a folder below defs/.")]
+NoPush = Annotated[bool, typer.Option("--no-push", help="Leave the run to the sensor.")]
+Revision = Annotated[str, typer.Option("--revision", "-r", help="A branch or a commit; default: the head.")]
+
+
+class DataError(MlopsError):
+    """A data command cannot do what was asked."""
+
+
+@app.command("import", epilog="Example: mlops data import iris, or mlops data import churn customers.csv")
+def import_(
+    name: PipelineName,
+    file: Annotated[
+        Path | None, typer.Argument(help="A CSV or Parquet file; without one, the pipeline's built-in sample.")
+    ] = None,
+    message: Annotated[str, typer.Option("--message", "-m", help="What it is and where it comes from.")] = "",
+    no_push: NoPush = False,
+) -> None:
+    """Put a table into the pipeline's Oxen repository, making the repository when it is new.
+
+    A table without the pipeline's key column gets one: the row's number, from 1 on.
+    """
+    here = ensure_home()
+    pipeline = find_pipeline(name)
+    content = _with_key(pipeline, _checked(file, pipeline)) if file else _sample(pipeline)
+    here.repository(pipeline.repository).init()
+    default = f"import {file.name}" if file else f"import the sample '{pipeline.repository}'"
+    _record(pipeline, here, content, message or default, launch=not no_push)
+
+
+@app.command(epilog='Example: mlops data commit iris iris.csv -m "two flowers corrected"')
+def commit(
+    name: PipelineName,
+    file: Annotated[Path, typer.Argument(help="The new version of the table.")],
+    message: Annotated[str, typer.Option("--message", "-m", help="What changed and why.")],
+    no_push: NoPush = False,
+) -> None:
+    """Commit a new version of the table; where a Dagster webserver answers, its run starts at once.
+
+    The table is committed as it is: whether it is good is for the pipeline's checks to say.
+    """
+    here = ensure_home()
+    pipeline = find_pipeline(name)
+    _existing(pipeline, here)
+    _record(pipeline, here, _checked(file, pipeline), message, launch=not no_push)
+
+
+@app.command(epilog="Example: mlops data log iris")
+def log(
+    name: PipelineName,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many commits.")] = 20,
+) -> None:
+    """List the commits, the newest first."""
+    here = ensure_home()
+    pipeline = find_pipeline(name)
+    table = Table("commit", "when (UTC)", "rows", "author", "message")
+    repository = _existing(pipeline, here)
+    for one in repository.log(pipeline.spec.data.branch, limit=limit):
+        rows = _rows(repository, pipeline, one.id)
+        table.add_row(one.id[:12], f"{one.timestamp:%Y-%m-%d %H:%M:%S}", rows, escape(one.author), escape(one.message))
+    out.print(table)
+
+
+@app.command(epilog="Example: mlops data show iris --rows 5")
+def show(
+    name: PipelineName,
+    revision: Revision = "",
+    rows: Annotated[int, typer.Option("--rows", "-n", min=0, help="How many rows to print.")] = SHOWN_ROWS,
+) -> None:
+    """Print commit, columns, row count and the first rows of a version."""
+    here = ensure_home()
+    pipeline = find_pipeline(name)
+    repository = _existing(pipeline, here)
+    commit_id = _commit_id(repository, pipeline, revision)
+    frame = _table(repository, pipeline, commit_id, here)
+    made = repository.log(commit_id, limit=1)[0]
+    path = pipeline.spec.data.path
+    out.print(f"{pipeline.repository} {path} at {commit_id} ({made.message})", markup=False)
+    out.print(f"{frame.height} rows, {frame.width} columns: {', '.join(frame.columns)}", markup=False)
+    table = Table(*[escape(column) for column in frame.columns[:SHOWN_COLUMNS]])
+    for row in frame.select(frame.columns[:SHOWN_COLUMNS]).head(rows).iter_rows():
+        table.add_row(*[escape(_short(value)) for value in row])
+    out.print(table)
+
+
+@app.command(epilog="Example: mlops data diff iris, or mlops data diff iris --from 3f2a91c0 --to main")
+def diff(
+    name: PipelineName,
+    left: Annotated[str, typer.Option("--from", help="A branch or a commit; default: the one before --to.")] = "",
+    right: Annotated[str, typer.Option("--to", help="A branch or a commit; default: the head.")] = "",
+) -> None:
+    """Tell which files differ between two versions, and which rows of the pipeline's table, by key."""
+    here = ensure_home()
+    pipeline = find_pipeline(name)
+    repository = _existing(pipeline, here)
+    after = _commit_id(repository, pipeline, right)
+    if left:
+        before = _commit_id(repository, pipeline, left)
+    else:
+        parents = repository.log(after, limit=1)[0].parents
+        if not parents:
+            out.print(f"{after[:12]} is the first commit: there is nothing before it to compare with")
+            return
+        before = parents[0]
+    out.print(f"{before[:12]} -> {after[:12]}")
+    files = repository.diff(before, after)
+    for label, colour, paths in (
+        ("added", "green", files.added),
+        ("removed", "red", files.removed),
+        ("changed", "yellow", files.changed),
+    ):
+        for path in paths[:SHOWN_FILES]:
+            out.print(f"[{colour}]{label}[/{colour}] {escape(path)}")
+        if len(paths) > SHOWN_FILES:
+            out.print(f"... and {len(paths) - SHOWN_FILES} more files {label}")
+    if pipeline.spec.data.path in files.changed:
+        _print_row_changes(repository, pipeline, (before, after), here)
+    if not any(files):
+        out.print("no difference")
+
+
+def _record(pipeline: Pipeline, here: Settings, content: Path | bytes, message: str, *, launch: bool) -> None:
+    """Commit, tell what came of it, and launch the run."""
+    repository = here.repository(pipeline.repository)
+    path = pipeline.spec.data.path
+    with _dagster_if_up(here, wanted=launch) as instance:
+        made = _commit(repository, pipeline, content, message)
+        if made is None:
+            out.print(f"nothing changed: {pipeline.repository} {path} has this very content already", markup=False)
+            return
+        out.print(f"[green]committed[/green] {made.id} {escape(made.message)}")
+        parent = made.parents[0] if made.parents else ""
+        before, after = (_rows(repository, pipeline, one) for one in (parent, made.id))
+        out.print(f"{pipeline.repository} {path}: {before or 'no'} rows before, {after or 'no'} now", markup=False)
+        for warning in _warnings(repository, pipeline, made.id):
+            _warn(warning)
+        if not launch:
+            out.print("the run is left to the sensor")
+        elif instance is None:
+            out.print(nobody_there(pipeline.name, here), markup=False)
+        else:
+            _push(pipeline, repository, instance, here)
+
+
+def _commit(repository: Repository, pipeline: Pipeline, content: Path | bytes, message: str) -> Commit | None:
+    data = pipeline.spec.data
+    files = {data.path: content}
+    if data.branch == "main" or repository.heads():
+        return repository.commit(message, files=files, branch=data.branch)
+    made = repository.commit(message, files=files)  # the first commit of a repository is always on main
+    repository.create_branch(data.branch)
+    return made
+
+
+@contextmanager
+def _dagster_if_up(here: Settings, *, wanted: bool) -> Iterator[dg.DagsterInstance | None]:
+    """Load all that a push needs before the commit is made, so that the run starts right behind it.
+
+    None when no webserver answers, and then nothing was loaded: Dagster costs a second.
+    """
+    with ExitStack() as stack:
+        instance = None
+        if wanted and answers(here):
+            try:
+                import httpx  # noqa: F401
+
+                import mlops_assets.assessment  # noqa: F401
+
+                instance = stack.enter_context(open_instance(here))
+            except Exception as error:  # noqa: BLE001 - a Dagster that is in no state to run must not stop a commit
+                _warn(f"Dagster's own files in {here.dagster_home} cannot be read ({error})")
+        yield instance
+
+
+def _push(pipeline: Pipeline, repository: Repository, instance: dg.DagsterInstance, here: Settings) -> None:
+    from mlops_assets.assessment import Assessment
+
+    try:
+        now = Assessment.of(pipeline, repository, instance)
+        out.print(push(now, instance, here).sentence, markup=False)
+    except Exception as error:  # noqa: BLE001 - whatever went wrong, the commit stands and must not look failed
+        told = str(error) if isinstance(error, MlopsError) else f"{type(error).__name__}: {error}"
+        _warn(f"the commit is made, but no run was started: {told}")
+
+
+def _warn(sentence: str) -> None:
+    err.print(f"[yellow]warning:[/yellow] {escape(sentence)}")
+
+
+def _existing(pipeline: Pipeline, here: Settings) -> Repository:
+    repository = here.repository(pipeline.repository)
+    if not repository.exists():
+        raise DataError(
+            f"there is no Oxen repository '{pipeline.repository}' yet; `mlops data import {pipeline.name}` makes it"
+        )
+    return repository
+
+
+def _commit_id(repository: Repository, pipeline: Pipeline, revision: str) -> str:
+    """The full id of a branch, of a full commit id, or of the beginning of one on the pipeline's branch."""
+    branch = pipeline.spec.data.branch
+    try:
+        return repository.resolve(revision or branch)
+    except RevisionNotFound:
+        found = [one.id for one in repository.log(branch) if one.id.startswith(revision)] if revision else []
+        if len(found) > 1:
+            raise DataError(f"{len(found)} commits begin with '{revision}'; give more of the id") from None
+        if not found or len(revision) < 4:
+            raise
+        return found[0]
+
+
+def _rows(repository: Repository, pipeline: Pipeline, commit_id: str) -> str:
+    """The row count that Oxen recorded, as text; empty where there is none."""
+    try:
+        table = repository.table(pipeline.spec.data.path, commit_id) if commit_id else None
+    except PathNotFound:
+        return ""
+    return str(table.rows) if table else ""
+
+
+def _warnings(repository: Repository, pipeline: Pipeline, commit_id: str) -> list[str]:
+    """What will certainly stop the pipeline's run, as far as Oxen's own look at the file tells."""
+    data = pipeline.spec.data
+    table = repository.table(data.path, commit_id)
+    if table is None:
+        return [f"Oxen cannot read {data.path} as a table; the run of '{pipeline.name}' will say why it cannot be used"]
+    names = {column.strip() for column, _ in table.columns}
+    return [
+        f"the table has no column '{column}', the {role} of '{pipeline.name}'; its checks will refuse this version"
+        for role, column in (("key", data.key), ("target", data.target))
+        if column not in names
+    ]
+
+
+def _checked(file: Path, pipeline: Pipeline) -> Path:
+    """A file that may take the place of the pipeline's table.
+
+    Raises:
+        DataError: It is missing, a directory, or of another kind than the path in `defs.yaml`.
+    """
+    if file.is_dir():
+        raise DataError(f"{file} is a directory; give the file of the table")
+    if not file.exists():
+        raise DataError(f"{file} does not exist; give the file of the table")
+    wanted, given = _ending(pipeline.spec.data.path), _ending(file.name)
+    if wanted != given:
+        raise DataError(
+            f"{file} ends in '{given}', but `path` in {pipeline.folder / 'defs.yaml'} is '{pipeline.spec.data.path}'; "
+            f"give a {wanted} file"
+        )
+    return file
+
+
+def _ending(name: str) -> str:
+    path = PurePath(name.lower())
+    return "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+
+
+def _sample(pipeline: Pipeline) -> bytes:
+    if pipeline.repository not in SAMPLES:
+        raise DataError(
+            f"there is no built-in sample for '{pipeline.repository}' (there is one for {', '.join(SAMPLES)}); "
+            f"give a file: `mlops data import {pipeline.name} FILE`"
+        )
+    from mlops_assets.data import samples
+
+    return encode(samples.iris(), pipeline.spec.data.path)
+
+
+def _with_key(pipeline: Pipeline, file: Path) -> Path | bytes:
+    """The file as it is, or its table with the row numbers as key column."""
+    from mlops_assets.data.readers import read_table
+
+    key, frame = pipeline.spec.data.key, read_table(file)
+    if key in frame.columns or not frame.columns:
+        return file
+    out.print(f"{file.name} has no key column '{key}': it gets one, the row's number from 1 on", markup=False)
+    return encode(numbered(frame, key), pipeline.spec.data.path)
+
+
+def numbered(frame: pl.DataFrame, key: str) -> pl.DataFrame:
+    """A table with its row numbers, from 1 on, as first column."""
+    import polars as pl
+
+    return frame.insert_column(0, pl.int_range(1, frame.height + 1, eager=True, dtype=pl.Int64).alias(key))
+
+
+def encode(frame: pl.DataFrame, path: str) -> bytes:
+    """A table as the bytes of a file of that name."""
+    from mlops_assets.data.readers import SUPPORTED, to_parquet_bytes
+
+    ending = _ending(path)
+    if ending not in SUPPORTED:
+        raise DataError(f"'{path}' is of no kind that can be written: its name must end in {', '.join(SUPPORTED)}")
+    if ending in {".parquet", ".pq"}:
+        return to_parquet_bytes(frame)
+    text = frame.write_csv(separator="\t" if ending.startswith(".tsv") else ",").encode()
+    return gzip.compress(text, mtime=0) if ending.endswith(".gz") else text
+
+
+def _table(repository: Repository, pipeline: Pipeline, commit_id: str, here: Settings) -> pl.DataFrame:
+    from mlops_assets.data.readers import read_table
+
+    return read_table(repository.materialize(pipeline.spec.data.path, commit_id, here.home / "cache"))
+
+
+def _print_row_changes(repository: Repository, pipeline: Pipeline, versions: tuple[str, str], here: Settings) -> None:
+    """Rows added, removed and changed between two versions of the pipeline's table."""
+    path, key = pipeline.spec.data.path, pipeline.spec.data.key
+    largest = max(repository.entries(path, one)[0].bytes for one in versions)
+    if largest > LARGEST_DIFF:
+        counts = " -> ".join(_rows(repository, pipeline, one) or "?" for one in versions)
+        out.print(f"rows: {counts}; {largest >> 20} MB are too much to compare row by row")
+        return
+    from mlops_assets.cli.row_changes import RowChanges
+
+    try:
+        before, after = (_table(repository, pipeline, one, here) for one in versions)
+        changes = RowChanges.between(before, after, key)
+    except MlopsError as error:
+        _warn(f"rows cannot be compared: {error}")
+        return
+    for line in changes.lines(rows=SHOWN_ROWS, columns=SHOWN_COLUMNS, length=SHOWN_LENGTH):
+        out.print(line, markup=False)
+
+
+def _short(value: object) -> str:
+    text = "" if value is None else str(value)
+    return text if len(text) <= SHOWN_LENGTH else f"{text[: SHOWN_LENGTH - 3]}..."

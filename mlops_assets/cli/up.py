@@ -1,0 +1,151 @@
+"""`mlops up`: the Dagster UI, its daemon and an MLflow server, until Ctrl-C."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+import time
+from contextlib import ExitStack
+from types import FrameType
+from typing import Final
+
+from mlops_assets.cli.console import out
+from mlops_assets.errors import MlopsError
+from mlops_assets.home import ensure_home, open_instance
+from mlops_assets.services import Service, ended, require_free_port, started
+from mlops_assets.settings import PROJECT, Settings
+
+WATCH_SECONDS: Final = 0.5
+
+
+class AlreadyUp(MlopsError):
+    """Another `mlops up` has this home."""
+
+
+def env() -> None:
+    """Print the variables that Dagster's and MLflow's own commands need.
+
+    Example: [bold]eval "$(mlops env)"[/bold]
+    """
+    here = ensure_home()
+    variables = {"MLOPS_HOME": here.home, "DAGSTER_HOME": here.dagster_home, "DAGSTER_DISABLE_TELEMETRY": "true"}
+    for name, value in variables.items():
+        sys.stdout.write(f"export {name}={shlex.quote(str(value))}\n")
+
+
+def up() -> None:
+    """Start the Dagster UI, the daemon that watches data and code, and MLflow; one Ctrl-C stops all.
+
+    Example: [bold]mlops up[/bold]  (ports: MLOPS_DAGSTER_PORT, MLOPS_MLFLOW_PORT; address: MLOPS_HOST)
+    """
+    from filelock import FileLock, Timeout
+
+    here = ensure_home()
+    services = [dagster_service(here)]
+    if not here.mlflow_tracking_uri:
+        services.append(mlflow_service(here))
+    lock = FileLock(here.home / "up.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise AlreadyUp(f"another `mlops up` runs with {here.home}; stop it, or set MLOPS_HOME") from None
+    with lock:
+        _interrupt_on_signals()
+        try:
+            require_free_port(here.host, here.dagster_port, "MLOPS_DAGSTER_PORT")
+            if not here.mlflow_tracking_uri:
+                require_free_port(here.host, here.mlflow_port, "MLOPS_MLFLOW_PORT")
+            with out.status("closing what a killed predecessor left open ..."):
+                closed = close_orphans(here)
+            for line in closed:
+                out.print(line)
+            with ExitStack() as stack:
+                with out.status("starting " + " and ".join(service.name for service in services) + " ..."):
+                    processes = stack.enter_context(started(services))
+                out.print(f"Dagster  [link]{here.dagster_url}[/link]   (log {services[0].log})")
+                out.print(f"MLflow   [link]{here.mlflow_url}[/link]")
+                out.print("Ctrl-C stops all.")
+                while not (error := ended(services, processes)):
+                    time.sleep(WATCH_SECONDS)
+                raise error
+        except KeyboardInterrupt:
+            out.print("stopped")
+
+
+def dagster_service(here: Settings) -> Service:
+    """The webserver, the daemon and one code server, as `dagster dev` runs them."""
+    command = [sys.executable, "-m", "dagster", "dev", "-w", str(PROJECT / "workspace.yaml")]
+    command += ["-h", here.host, "-p", str(here.dagster_port)]
+    command += ["--log-level", "warning", "--code-server-log-level", "warning"]
+    return Service(
+        "Dagster",
+        command,
+        here.home / "logs" / "dagster.log",
+        ready=lambda: is_up(here),
+        environment={"PYTHONWARNINGS": "ignore"},
+    )
+
+
+def daemon_service(here: Settings) -> Service:
+    """The daemon alone: sensors, schedules and the run queue."""
+    command = [sys.executable, "-m", "dagster._daemon", "run", "-w", str(PROJECT / "workspace.yaml")]
+    return Service("the Dagster daemon", [*command, "--log-level", "warning"], here.home / "logs" / "daemon.log")
+
+
+def mlflow_service(here: Settings) -> Service:
+    """A lean MLflow server over the embedded store: two processes, no job runner."""
+    from mlops_assets.tracking.store import ARTIFACT_ROOT, ensure_store
+
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", ensure_store(here.home)]
+    command += ["--default-artifact-root", ARTIFACT_ROOT, "--no-serve-artifacts", "--workers", "1"]
+    command += ["--host", here.host, "--port", str(here.mlflow_port)]
+    return Service(
+        "MLflow",
+        command,
+        here.home / "logs" / "mlflow.log",
+        ready=lambda: answers(f"{here.mlflow_url}/health"),
+        environment={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+    )
+
+
+def is_up(here: Settings) -> bool:
+    """Whether the Dagster that `mlops up` starts answers."""
+    return answers(f"{here.dagster_url}/server_info")
+
+
+def answers(url: str) -> bool:
+    """Whether a server answers a GET with success."""
+    import httpx
+
+    try:
+        return httpx.get(url, timeout=2).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def close_orphans(here: Settings) -> list[str]:
+    """End the runs whose process died with a predecessor, in Dagster and in MLflow; returns a line for each."""
+    from mlops_assets.sensors.run_status import close_dead_runs, close_mlflow_runs
+    from mlops_assets.tracking.store import may_have_open_runs
+
+    with open_instance(here) as instance:
+        lines = [
+            f"closed Dagster run {run_id[:8]}: its process is gone"
+            for run_id in close_dead_runs(instance, here, {}, grace=0)
+        ]
+    if not here.mlflow_tracking_uri and may_have_open_runs(here.home):
+        lines += [f"closed MLflow run {line}" for line in close_mlflow_runs()]
+    return lines
+
+
+def _interrupt_on_signals() -> None:
+    """Make SIGTERM and SIGINT stop us once, also when SIGINT was ignored by whoever started us in the background."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)  # a second Ctrl-C must not cut the stopping short
+        raise KeyboardInterrupt
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, interrupt)

@@ -1,0 +1,77 @@
+"""`ModelPipeline`: from one `defs.yaml` to assets, checks, jobs and sensors.
+
+Belongs here: which definitions a pipeline consists of. Does not: what its YAML may say (`spec.py`) and what an asset
+does (`assets/`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self, cast
+
+import dagster as dg
+from pydantic import BaseModel
+
+from mlops_assets.assets.champion import build_champion
+from mlops_assets.assets.dataset import build_dataset, build_source
+from mlops_assets.assets.evaluation import build_evaluation
+from mlops_assets.assets.features import build_features
+from mlops_assets.assets.model import build_model
+from mlops_assets.pipeline import Pipeline
+from mlops_assets.provenance import PIPELINE_TAG, job_name
+from mlops_assets.sensors.rematerialize import build_rematerialize
+from mlops_assets.sensors.retrain import build_retrain
+from mlops_assets.spec import NAME_PATTERN, PipelineSpec, SpecError
+
+
+class ModelPipeline(dg.Component):
+    """One folder, one model pipeline: dataset, features, model, evaluation and champion, with checks and sensors."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+
+    @classmethod
+    def get_model_cls(cls) -> type[BaseModel]:
+        """The schema of `attributes`, for Dagster's loader and for `dg check yaml`."""
+        return PipelineSpec
+
+    @classmethod
+    def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Self:
+        """Make the component of a folder."""
+        folder = Path(context.path)
+        if not NAME_PATTERN.fullmatch(folder.name):
+            raise SpecError(f"{folder}: a pipeline's folder is named by lower-case letters, digits and underscores")
+        if attributes is None:
+            raise SpecError(f"{folder / 'defs.yaml'}:1: `attributes:` is missing or empty")
+        return cls(Pipeline(folder, cast("PipelineSpec", attributes)))
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:  # noqa: ARG002  Dagster calls it by name
+        """All definitions of the pipeline."""
+        return pipeline_definitions(self.pipeline)
+
+
+def pipeline_definitions(pipeline: Pipeline) -> dg.Definitions:
+    """The graph of one pipeline, without the resources that it runs with."""
+    assets: list[Any] = [
+        build_source(pipeline),
+        *build_dataset(pipeline),
+        *build_features(pipeline),
+        *build_model(pipeline),
+        *build_evaluation(pipeline),
+        *build_champion(pipeline),
+    ]
+    job = dg.define_asset_job(
+        job_name(pipeline.name),
+        selection=dg.AssetSelection.groups(pipeline.name),
+        description=f"Everything of {pipeline.name}; stages whose recipe is unchanged do nothing.",
+        tags={PIPELINE_TAG: pipeline.name},
+    )
+    schedules = [build_retrain(pipeline)] if pipeline.spec.schedule else []
+    checks = [one for one in assets if isinstance(one, dg.AssetChecksDefinition)]
+    return dg.Definitions(
+        assets=[one for one in assets if one not in checks],
+        asset_checks=checks,
+        jobs=[job],
+        sensors=[build_rematerialize(pipeline)],
+        schedules=schedules,
+    )

@@ -1,0 +1,46 @@
+"""Running a pipeline's stale assets in this process, as a run like any other."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from mlops_assets.assessment import Assessment
+from mlops_assets.errors import MlopsError
+from mlops_assets.provenance import job_name
+
+
+class RunFailed(MlopsError):
+    """A run that did not succeed."""
+
+
+def execute(now: Assessment, instance: dg.DagsterInstance) -> str:
+    """Run what is stale and return the run's id.
+
+    Raises:
+        RunFailed: A step or a blocking check failed; says which, and what it said.
+    """
+    from mlops_assets.definitions import defs
+
+    job = defs().resolve_job_def(job_name(now.pipeline.name))
+    quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+    result = job.execute_in_process(
+        instance=instance, run_config=quiet, asset_selection=now.selection, tags=now.tags, raise_on_error=False
+    )
+    if not result.success:
+        raise RunFailed(f"run {result.run_id[:8]} of {now.pipeline.name} failed: {'; '.join(_failures(result))}")
+    return result.run_id
+
+
+def _failures(result: dg.ExecuteInProcessResult) -> list[str]:
+    """What failed, in the words of the checks and of the steps."""
+    failed_checks = [one for one in result.get_asset_check_evaluations() if one.blocking and not one.passed]
+    if failed_checks:
+        return [
+            f"{one.asset_key.to_user_string()}'s check '{one.check_name}': {one.description}" for one in failed_checks
+        ]
+    failures = [event.step_failure_data for event in result.all_events if event.is_step_failure]
+    return [
+        (one.user_failure_data.description if one.user_failure_data else None)
+        or (one.error.message.strip() if one.error else "unknown")
+        for one in failures
+    ]

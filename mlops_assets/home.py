@@ -1,0 +1,91 @@
+"""The platform's home on disk, and the Dagster instance in it.
+
+Belongs here: making the home, and telling in one sentence why it cannot be used. Does not: what lies in its folders.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from mlops_assets.settings import HomeError, Settings, settings
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+DAGSTER_YAML: Final = """\
+# Written by mlops_assets when it was missing; yours to change from then on.
+telemetry: {enabled: false}
+run_queue: {dequeue_interval_seconds: 1, dequeue_use_threads: true}
+concurrency:
+  runs:
+    max_concurrent_runs: 4
+    tag_concurrency_limits:
+      - {key: "mlops/pipeline", value: {applyLimitPerUniqueValue: true}, limit: 1}
+sensors: {use_threads: true, num_workers: 4}
+schedules: {use_threads: true, num_workers: 2}
+run_monitoring: {enabled: true, start_timeout_seconds: 180, cancel_timeout_seconds: 60, max_runtime_seconds: 86400}
+# A run whose process died is tried once more; a step that failed would fail again.
+run_retries: {enabled: true, max_retries: 1, retry_on_asset_or_op_failure: false}
+python_logs: {managed_python_loggers: [mlops_assets], python_log_level: INFO}
+retention:
+  sensor: {purge_after_days: {skipped: 1, success: 30, failure: 30}}
+"""
+
+
+def ensure_home(here: Settings | None = None) -> Settings:
+    """Make the home with its `dagster.yaml`, and point this process and its children at it.
+
+    Raises:
+        HomeError: A folder cannot be made or written.
+    """
+    here = here or settings()
+    folder = here.dagster_home
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        target = folder / "dagster.yaml"
+        if not target.exists():
+            aside = folder / f"dagster.yaml.{os.getpid()}"
+            aside.write_text(DAGSTER_YAML, encoding="utf-8")
+            aside.replace(target)
+    except OSError as error:
+        raise HomeError(
+            f"the home {here.home} cannot be written ({error.strerror}); mend its rights or set MLOPS_HOME elsewhere"
+        ) from None
+    os.environ.setdefault("DAGSTER_HOME", str(folder))
+    return here
+
+
+def refuse_without_dagster_home() -> None:
+    """Stop a Dagster command that would run assets and then forget them, with one sentence.
+
+    Raises:
+        click.UsageError: `dagster asset materialize` or `dagster job execute` without `DAGSTER_HOME`.
+    """
+    import click
+
+    context = click.get_current_context(silent=True)
+    runs_assets = context is not None and context.command_path.endswith(("asset materialize", "job execute"))
+    if runs_assets and not os.environ.get("DAGSTER_HOME"):
+        raise click.UsageError(
+            "DAGSTER_HOME is not set, so Dagster would forget what it materializes; "
+            'run `eval "$(mlops env)"` first, or use `mlops run PIPELINE`'
+        )
+
+
+@contextmanager
+def open_instance(here: Settings) -> Iterator[dg.DagsterInstance]:
+    """The Dagster instance of the home.
+
+    Its databases are made under a lock: two processes that open a fresh instance collide in its migrations.
+    """
+    import dagster as dg
+    from filelock import FileLock
+
+    with FileLock(here.dagster_home / ".create.lock"):
+        instance = dg.DagsterInstance.get()
+        _ = instance.run_storage, instance.event_log_storage, instance.schedule_storage
+    with instance:
+        yield instance

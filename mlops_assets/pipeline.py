@@ -1,0 +1,162 @@
+"""A pipeline: its folder, its specification, its stages, and the code version of each.
+
+Belongs here: what one folder below `defs/` means, without Dagster. Does not: which of its outputs are stale
+(`staleness.py`), and how a stage runs (`assets/`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from mlops_assets import versions
+from mlops_assets.errors import MlopsError
+from mlops_assets.fingerprint import PACKAGE_ROOT, code_version
+from mlops_assets.functions import load_function
+from mlops_assets.spec import NAME_PATTERN, SPEC_FILE, PipelineSpec, load_spec
+from mlops_assets.training.config import environment, environment_digest
+
+Stage = Literal["dataset", "features", "model", "evaluation", "champion"]
+
+STAGES: Final[tuple[Stage, ...]] = ("dataset", "features", "model", "evaluation", "champion")
+"""In the order of the graph."""
+
+SOURCE: Final = "oxen"
+"""The input of the first stage: the table's content digest in Oxen."""
+
+ENVIRONMENT: Final = "environment"
+"""The input of the model that stands for library versions, thread count and device."""
+
+TICK: Final = "tick"
+"""The input of the model that a scheduled retraining changes; empty until the first tick."""
+
+INPUTS: Final[Mapping[Stage, tuple[Stage, ...]]] = {
+    "dataset": (),
+    "features": ("dataset",),
+    "model": ("features",),
+    "evaluation": ("model", "features"),
+    "champion": ("evaluation",),
+}
+
+BLOCKING_CHECKS: Final[Mapping[Stage, tuple[str, ...]]] = {
+    "dataset": ("schema", "target"),
+    "features": ("features",),
+    "model": (),
+    "evaluation": (),
+    "champion": (),
+}
+"""Checks without which a version of the stage's output is not read by the next."""
+
+DEFS: Final = PACKAGE_ROOT / "defs"
+
+
+class PipelineNotFound(MlopsError):
+    """No folder of that name below `defs/`."""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """One folder below `defs/`, as it was on disk when it was loaded."""
+
+    folder: Path
+    spec: PipelineSpec
+
+    @classmethod
+    def load(cls, folder: Path) -> Pipeline:
+        """Read the pipeline of a folder afresh.
+
+        Raises:
+            SpecError: Its `defs.yaml` is not usable.
+        """
+        return cls(folder, load_spec(folder / SPEC_FILE))
+
+    @property
+    def name(self) -> str:
+        """The folder's name: the asset group, and the first part of every asset key."""
+        return self.folder.name
+
+    @property
+    def model_name(self) -> str:
+        """Name of the registered model and of the MLflow experiment."""
+        return self.name
+
+    @property
+    def repository(self) -> str:
+        """Name of the Oxen repository that holds the data."""
+        return self.spec.data.repository or self.name
+
+    def function(self, kind: Literal["schema", "features", "model"]) -> Callable[..., Any]:
+        """Import one of the pipeline's functions as its file is now."""
+        return load_function(self._reference(kind), self.folder)
+
+    def code_version(self, stage: Stage) -> str:
+        """Hash what a stage runs, from the files as they are now.
+
+        Raises:
+            SourceError: A source file is missing or does not parse.
+        """
+        kind, configuration = self._code[stage]
+        source = self.folder / self._reference(kind).partition(":")[0] if kind else None
+        return code_version(source, self.folder.parent, configuration)
+
+    @cached_property
+    def environment_digest(self) -> str:
+        """Library versions, threads, device and precision of a training here, as an input of the model's recipe."""
+        return environment_digest(environment(self.spec.training))
+
+    def _reference(self, kind: str) -> str:
+        functions = self.spec.functions
+        return {"schema": functions.schema_, "features": functions.features, "model": functions.network}[kind]
+
+    @property
+    def _code(self) -> dict[Stage, tuple[Literal["schema", "features", "model"] | None, dict[str, Any]]]:
+        """Per stage: the function whose source counts, and the configuration and version constants that do."""
+        spec = self.spec
+        columns = {"key": spec.data.key, "target": spec.data.target, "classes": spec.data.classes}
+        data = {**columns, "repository": self.repository, "branch": spec.data.branch, "path": spec.data.path}
+        split = {**spec.split.model_dump(), "version": versions.SPLIT}
+        functions = spec.functions
+        return {
+            "dataset": (
+                "schema",
+                {"function": functions.schema_, "data": data, "split": split, "reader": versions.READER},
+            ),
+            "features": ("features", {"function": functions.features, "columns": columns, "split": split}),
+            "model": (
+                "model",
+                {
+                    "function": functions.network,
+                    "columns": columns,
+                    "parameters": spec.parameters,
+                    "training": spec.training.model_dump(),
+                    "trainer": versions.TRAINER,
+                },
+            ),
+            "evaluation": (
+                None,
+                {"columns": columns, "evaluation": versions.EVALUATION, "predict": versions.PREDICT},
+            ),
+            "champion": (None, {"gate": spec.gate.model_dump(), "version": versions.GATE}),
+        }
+
+
+def pipeline_folders(defs: Path = DEFS) -> list[Path]:
+    """The folders below `defs/` that hold a pipeline, by name."""
+    return sorted(path.parent for path in defs.glob(f"*/{SPEC_FILE}"))
+
+
+def find_pipeline(name: str, defs: Path = DEFS) -> Pipeline:
+    """Load a pipeline by name.
+
+    Raises:
+        PipelineNotFound: There is none of that name; lists those there are.
+        SpecError: Its `defs.yaml` is not usable.
+    """
+    folder = defs / name
+    if not NAME_PATTERN.fullmatch(name) or not (folder / SPEC_FILE).is_file():
+        known = ", ".join(path.name for path in pipeline_folders(defs)) or "none yet"
+        raise PipelineNotFound(f"there is no pipeline '{name}' (known: {known}); `mlops new {name}` writes one")
+    return Pipeline.load(folder)

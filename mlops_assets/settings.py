@@ -1,0 +1,87 @@
+"""Every environment variable that the platform reads, in one class."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from mlops_assets.errors import MlopsError
+from mlops_assets.fingerprint import PACKAGE_ROOT
+from mlops_assets.oxen.repository import Repository
+
+PROJECT: Final = PACKAGE_ROOT.parent
+"""The checkout: where `pyproject.toml`, `workspace.yaml` and a user's `.env` lie."""
+
+
+class HomeError(MlopsError):
+    """The platform's home cannot be used."""
+
+
+class Settings(BaseSettings):
+    """Variables named `MLOPS_...`, from the environment or from `.env` beside `workspace.yaml`."""
+
+    model_config = SettingsConfigDict(env_prefix="MLOPS_", extra="ignore")
+
+    home: Path = Field(default=PROJECT / ".mlops", description="Where everything is kept that the platform writes.")
+    store: str = Field(default="", description="fsspec URL of the store of outputs; empty is `HOME/store`.")
+    executor: str = Field(
+        default="in_process",
+        pattern="^(in_process|multiprocess)$",
+        description="How a run executes its steps; a run is a process of its own in both.",
+    )
+    host: str = Field(default="127.0.0.1", description="Address that `mlops up` binds its servers to.")
+    dagster_port: int = Field(default=3000, ge=1, le=65535, description="Port of the Dagster UI.")
+    mlflow_port: int = Field(default=5000, ge=1, le=65535, description="Port of the MLflow UI.")
+    mlflow_tracking_uri: str = Field(
+        default="", validation_alias="MLFLOW_TRACKING_URI", description="An MLflow server; empty is SQLite in the home."
+    )
+
+    @property
+    def dagster_home(self) -> Path:
+        """`DAGSTER_HOME` of the embedded set-up."""
+        return self.home / "dagster"
+
+    def repository(self, name: str) -> Repository:
+        """A handle on a local Oxen repository of the home; nothing is opened yet."""
+        return Repository(self.home / "oxen" / name)
+
+    @property
+    def dagster_url(self) -> str:
+        """Where the Dagster UI is when it is up."""
+        return f"http://{self.host}:{self.dagster_port}"
+
+    @property
+    def mlflow_url(self) -> str:
+        """Where a person looks at MLflow: the server, or the one that `mlops up` starts."""
+        if self.mlflow_tracking_uri.startswith("http"):
+            return self.mlflow_tracking_uri.rstrip("/")
+        return f"http://{self.host}:{self.mlflow_port}"
+
+    @property
+    def store_url(self) -> str:
+        """The fsspec URL of the store of outputs."""
+        return self.store or str(self.home / "store")
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The process's settings, read once; `.env` fills what the environment leaves open.
+
+    `.env` is loaded into the environment, so that MLflow's own variables (`MLFLOW_TRACKING_USERNAME`, ...) work in it.
+    """
+    from dotenv import load_dotenv
+
+    load_dotenv(PROJECT / ".env", override=False)
+    loaded = Settings()
+    loaded.home = loaded.home.expanduser().absolute()
+    # Nothing phones home. Set here because every process of the platform reads its settings first.
+    os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("MLOPS_HOME", str(loaded.home))
+    return loaded

@@ -1,0 +1,25 @@
+"""The platform's own code in code versions: one constant per part, raised when the part's results change.
+
+A light module on purpose: the definitions read it, and must not load what it stands for. Source hashes of the platform
+are not used, so that an upgrade which changes no result retrains nothing.
+"""
+
+from typing import Final
+
+READER: Final = "1"
+"""`data/readers.py`: how a file becomes a table, and how a table is encoded."""
+
+SPLIT: Final = "1"
+"""`data/splits.py`: which rows are for testing."""
+
+TRAINER: Final = "1"
+"""`training/trainer.py` and `training/architectures.py`: from rows and configuration to weights."""
+
+PREDICT: Final = "1"
+"""`training/export.py` and `training/predict.py`: from weights and rows to probabilities."""
+
+EVALUATION: Final = "1"
+"""`evaluation/metrics.py`: from probabilities to figures."""
+
+GATE: Final = "1"
+"""`gate/`: from condition and predictions to a decision."""

@@ -1,0 +1,52 @@
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from mlops_assets.training.config import TrainingConfig, environment, environment_digest
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"epochs": 0}, {"batch_size": 1}, {"learning_rate": 0}, {"patience": 0}, {"accelerator": "tpu"}, {"epoch": 3}],
+)
+def test_what_makes_no_sense_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        TrainingConfig(**wrong)
+
+
+def test_every_field_says_what_it_is() -> None:
+    assert all(field.description for field in TrainingConfig.model_fields.values())
+
+
+def test_the_environment_names_what_results_depend_on() -> None:
+    names = environment(TrainingConfig(threads=3, accelerator="cuda", precision="bf16-mixed"))
+    assert set(names) == {"torch", "numpy", "polars", "python", "platform", "threads", "device", "precision"}
+    assert (names["threads"], names["device"], names["precision"]) == ("3", "cuda", "bf16-mixed")
+
+
+def test_the_digest_follows_the_environment_and_no_other_setting() -> None:
+    base = TrainingConfig(accelerator="cpu")
+    digests = {
+        environment_digest(environment(base.model_copy(update=change)))
+        for change in (
+            {},
+            {"epochs": 3, "seed": 9},
+            {"threads": 2},
+            {"accelerator": "cuda"},
+            {"precision": "bf16-mixed"},
+        )
+    }
+    assert len(digests) == 4
+
+
+def test_the_environment_loads_no_heavy_package() -> None:
+    code = (
+        "import sys; from mlops_assets.training import config, trainer, export, predict;"
+        "config.environment(config.TrainingConfig());"
+        "heavy = {'torch', 'lightning_fabric', 'onnx', 'onnxruntime', 'safetensors', 'sklearn'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert ran.stdout.strip() == "[]"
