@@ -14,7 +14,7 @@ import dagster as dg
 from mlops_assets.oxen.repository import Repository
 from mlops_assets.oxen.tree import Commit
 from mlops_assets.pipeline import STAGES, Pipeline, Stage
-from mlops_assets.provenance import IN_PROGRESS, PIPELINE_TAG, asset_key, read_state
+from mlops_assets.provenance import IN_PROGRESS, PIPELINE_TAG, asset_key, job_name, read_state
 from mlops_assets.staleness import Materialization, Plan, Wanted, plan
 
 REASON_TAG: Final = "mlops/reason"
@@ -102,6 +102,6 @@ def active_run(instance: dg.DagsterInstance, pipeline: str) -> dg.DagsterRun | N
     """A run that is queued or under way and touches the pipeline."""
     keys = {asset_key(pipeline, stage) for stage in STAGES}
     for run in instance.get_runs(dg.RunsFilter(statuses=IN_PROGRESS)):
-        if run.tags.get(PIPELINE_TAG) == pipeline or keys & (run.asset_selection or set()):
+        if run.job_name == job_name(pipeline) or keys & (run.asset_selection or set()):
             return run
     return None

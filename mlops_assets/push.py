@@ -175,7 +175,9 @@ def _refusal(launched: dict[str, Any], name: str, here: Settings) -> str:
     errors = launched.get("errors") or []
     told = _line(launched.get("message") or "; ".join(str(error["message"]) for error in errors))
     match launched["__typename"]:
-        case "PipelineNotFoundError":
+        case "PythonError" if "DagsterCodeLocation" in told:
+            return f"{where} cannot load the code location '{LOCATION}'; its page on deployment says why ({told})"
+        case "PythonError" | "PipelineNotFoundError" if "job" in told.lower() and f"{name}_job" in told:
             return f"{where} does not know the pipeline '{name}' yet; reload the code location '{LOCATION}' there"
         case "InvalidSubsetError":
             return f"{where} has '{name}' in an older form; reload the code location '{LOCATION}' there ({told})"

@@ -1,4 +1,4 @@
-"""Real MLflow stores for tests: `pytest_plugins = ["mlops_assets_tests.mlflow_fixtures"]`.
+"""Real MLflow stores for tests, loaded for all of them by the settings of pytest.
 
 Creating a database runs some sixty migrations (2 s), so one is made per session and copied.
 """

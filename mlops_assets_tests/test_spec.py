@@ -32,7 +32,10 @@ def test_the_shipped_pipeline_is_read() -> None:
 def test_a_misspelt_field_names_line_and_the_allowed_ones(tmp_path: Path) -> None:
     text = IRIS.replace("target:", "targt:")
     message = refused(tmp_path, text)
-    assert f"defs.yaml:{line_of(text, 'targt')}: attributes.data.targt: unknown field 'targt'; did you mean 'target'?" in message
+    assert (
+        f"defs.yaml:{line_of(text, 'targt')}: attributes.data.targt: unknown field 'targt'; did you mean 'target'?"
+        in message
+    )
     assert "allowed here: branch, classes, key" in message
 
 
@@ -89,5 +92,5 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["nothing", "../iris", "Iris", ""])
 def test_an_unknown_pipeline_lists_the_known_ones(name: str) -> None:
-    with pytest.raises(PipelineNotFound, match="known: .*iris"):
+    with pytest.raises(PipelineNotFound, match=r"known: .*iris"):
         find_pipeline(name)

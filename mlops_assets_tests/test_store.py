@@ -47,7 +47,7 @@ def test_a_flipped_byte_is_noticed(url: str) -> None:
     fs, root = fsspec.core.url_to_fs(url)
     (weights,) = fs.glob(f"{root}/**/weights")
     fs.pipe_file(weights, b"\x00\x02")
-    with pytest.raises(EntryCorrupt, match="damaged.*`mlops run iris`"):
+    with pytest.raises(EntryCorrupt, match=r"damaged.*`mlops run iris`"):
         entry.read("weights")
 
 
@@ -63,7 +63,7 @@ def test_a_deleted_file_is_noticed(url: str) -> None:
 def test_a_damaged_manifest_is_named(tmp_path: Path, manifest: bytes) -> None:
     Store(str(tmp_path)).put(RECIPE, "digest", {}, FILES)
     (tmp_path / "iris" / "model" / RECIPE.key / "manifest.json").write_bytes(manifest)
-    with pytest.raises(EntryCorrupt, match="manifest.json is damaged"):
+    with pytest.raises(EntryCorrupt, match=r"manifest\.json is damaged"):
         Store(str(tmp_path)).find("iris/model", RECIPE.key)
 
 

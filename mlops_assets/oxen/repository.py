@@ -249,8 +249,10 @@ class Repository:
         try:
             config = tomllib.loads((self._store / "config.toml").read_text())
             kind = config.get("storage", {}).get("kind", "local")
-        except FileNotFoundError:
-            raise RepositoryNotFound(f"there is no Oxen repository at {self.path}; create it with init().") from None
+        except OSError as error:
+            raise RepositoryNotFound(
+                f"there is no Oxen repository at {self.path} ({error.strerror}); create it with init()."
+            ) from None
         except (ValueError, AttributeError) as error:
             raise TreeFormatError(f"{self._store / 'config.toml'} cannot be read ({error}); mend it.") from error
         if kind != "local":

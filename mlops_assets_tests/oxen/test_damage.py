@@ -66,7 +66,7 @@ def test_a_truncated_tree(repo: Repository, head: str) -> None:
         stream.truncate(5000)
     for attempt in (
         lambda: repo.digest("", head),
-        lambda: repo.log(),
+        repo.log,
         lambda: repo.commit("no", files={"a": b"1"}),
         lambda: repo.create_branch("x"),
     ):

@@ -40,9 +40,11 @@ def test_it_reads_what_liblmdb_wrote(tmp_path: Path, count: int) -> None:
 
 def test_it_reads_what_oxen_wrote(template: Path) -> None:
     place = template / ".oxen" / "tree" / "nodes_lmdb"
-    with lmdb.open(str(place), readonly=True, lock=False, max_dbs=2) as environment:
-        with environment.begin(db=environment.open_db(b"nodes", create=False)) as transaction:
-            records = dict(transaction.cursor())
+    with (
+        lmdb.open(str(place), readonly=True, lock=False, max_dbs=2) as environment,
+        environment.begin(db=environment.open_db(b"nodes", create=False)) as transaction,
+    ):
+        records = dict(transaction.cursor())
     assert len(records) > 10
     with Snapshot(place / "data.mdb", b"nodes") as snapshot:
         assert {key: snapshot.get(key) for key in records} == records

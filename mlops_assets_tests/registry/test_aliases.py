@@ -9,7 +9,6 @@ from mlops_assets.tracking import tags as keys
 from mlops_assets.tracking.runs import Tracking
 from mlops_assets.tracking.store import TrackingError
 
-pytest_plugins = ["mlops_assets_tests.mlflow_fixtures"]
 
 
 def logged_model(tracking: Tracking, folder: Path) -> tuple[str, str]:

@@ -15,7 +15,6 @@ from mlops_assets.tracking import tags as keys
 from mlops_assets.tracking.runs import Tracking
 from mlops_assets_tests.resources import mlflow_jobs
 
-pytest_plugins = ["mlops_assets_tests.mlflow_fixtures"]
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from mlops_assets.tracking.artifacts import resolve
 from mlops_assets.tracking.runs import Tracking
 from mlops_assets.tracking.store import artifact_directory
 
-pytest_plugins = ["mlops_assets_tests.mlflow_fixtures"]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from mlops_assets.tracking import tags as keys
 from mlops_assets.tracking.runs import Tracking
 from mlops_assets.tracking.store import TrackingError
 
-pytest_plugins = ["mlops_assets_tests.mlflow_fixtures"]
 pytestmark = pytest.mark.slow
 
 

@@ -1,0 +1,121 @@
+"""A pipeline with everything real around it, driven tick by tick in one process."""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+
+from mlops_assets.component import pipeline_definitions
+from mlops_assets.home import open_instance
+from mlops_assets.oxen.repository import Repository
+from mlops_assets.oxen.tree import Commit
+from mlops_assets.pipeline import DEFS, Pipeline
+from mlops_assets.provenance import job_name
+from mlops_assets.resources.mlflow import MLflowResource
+from mlops_assets.resources.oxen import OxenResource
+from mlops_assets.resources.store import StoreResource
+from mlops_assets.settings import Settings
+
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+@dataclass
+class Loop:
+    """A copy of the iris pipeline in a folder of the test's own."""
+
+    here: Settings
+    instance: dg.DagsterInstance
+    folder: Path
+    cursor: str | None = None
+    run_keys: set[str] = field(default_factory=set)
+
+    @property
+    def repository(self) -> Repository:
+        return self.here.repository("iris")
+
+    @property
+    def resources(self) -> dict[str, dg.ConfigurableResource]:
+        return {
+            "oxen": OxenResource(home=str(self.here.home)),
+            "store": StoreResource(url=self.here.store_url),
+            "mlflow": MLflowResource(home=str(self.here.home)),
+        }
+
+    def definitions(self) -> dg.Definitions:
+        platform = dg.Definitions(resources=self.resources, executor=dg.in_process_executor)
+        return dg.Definitions.merge(pipeline_definitions(Pipeline.load(self.folder)), platform)
+
+    def commit(self, table: pl.DataFrame | bytes, message: str = "change") -> Commit | None:
+        self.repository.init()
+        content = table if isinstance(table, bytes) else table.write_csv().encode()
+        return self.repository.commit(message, files={"iris.csv": content})
+
+    def edit(self, file: str, old: str, new: str) -> None:
+        text = (self.folder / file).read_text()
+        assert old in text
+        (self.folder / file).write_text(text.replace(old, new))
+
+    def tick(self) -> dg.RunRequest | str:
+        """Evaluate the real sensor, as the daemon would; a request, or why there is none."""
+        definitions = self.definitions()
+        result = self.evaluate(definitions)
+        if isinstance(result, dg.SkipReason):
+            return str(result.skip_message)
+        self.cursor = result.cursor
+        for event in result.asset_events:
+            self.instance.report_runless_asset_event(event)
+        if not result.run_requests:
+            return str(
+                result.skip_reason.skip_message if isinstance(result.skip_reason, dg.SkipReason) else result.skip_reason
+            )
+        (request,) = result.run_requests
+        if request.run_key in self.run_keys:
+            return "asked for before"
+        self.run_keys.add(request.run_key)
+        return request
+
+    def evaluate(self, definitions: dg.Definitions) -> dg.SensorResult | dg.SkipReason:
+        """Call the sensor of a code location that may have been loaded before the files changed."""
+        context = dg.build_sensor_context(
+            instance=self.instance, cursor=self.cursor, resources={"oxen": self.resources["oxen"]}
+        )
+        return definitions.get_repository_def().get_sensor_def("iris_rematerialize")(context)
+
+    def run(
+        self, selection: list[dg.AssetKey] | None = None, tags: Mapping[str, str] | None = None
+    ) -> dg.ExecuteInProcessResult:
+        """Run a selection, by default everything, as the UI's button would."""
+        job = self.definitions().resolve_job_def(job_name("iris"))
+        return job.execute_in_process(
+            instance=self.instance, run_config=QUIET, asset_selection=selection, tags=tags, raise_on_error=False
+        )
+
+    def settle(self) -> list[str]:
+        """One tick, and the run it asks for; the names of the stages that were materialized."""
+        request = self.tick()
+        if isinstance(request, str):
+            return []
+        return made(self.run(list(request.asset_selection or []), request.tags))
+
+
+def made(result: dg.ExecuteInProcessResult) -> list[str]:
+    """The stages that a run materialized."""
+    return [
+        event.step_materialization_data.materialization.asset_key.path[-1]
+        for event in result.all_events
+        if event.is_step_materialization
+    ]
+
+
+@contextmanager
+def looping(here: Settings, folder: Path, *, epochs: int = 40) -> Iterator[Loop]:
+    """The iris pipeline, trained briefly, over a home."""
+    shutil.copytree(DEFS / "iris", folder)
+    yaml = folder / "defs.yaml"
+    yaml.write_text(yaml.read_text().replace("epochs: 200", f"epochs: {epochs}"))
+    with open_instance(here) as instance:
+        yield Loop(here, instance, folder)

@@ -1,0 +1,370 @@
+"""What is stale runs, and nothing else: the real sensor, real runs, a real Oxen repository and a real MLflow store."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+import pytest
+
+from mlops_assets.data import samples
+from mlops_assets.home import ensure_home
+from mlops_assets.pipeline import STAGES, Pipeline
+from mlops_assets.provenance import asset_key, read_state
+from mlops_assets.registry import aliases
+from mlops_assets.report import champion_facts
+from mlops_assets.settings import settings
+from mlops_assets.tracking.runs import Tracking
+from mlops_assets_tests.loop import Loop, looping, made
+from mlops_assets_tests.mlflow_fixtures import close_stores
+
+pytestmark = [
+    pytest.mark.slow,
+    # Observable source assets are beta in Dagster 1.13; `dg.load_from_defs_folder` silences the same warnings.
+    pytest.mark.filterwarnings(
+        "ignore:(Parameter|Function) `(execution_type|observable_source_asset):dagster.BetaWarning"
+    ),
+    pytest.mark.filterwarnings("ignore:Property `OpDefinition.version`:DeprecationWarning"),  # Dagster's own use of it
+]
+
+
+@pytest.fixture
+def loop(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loop]:
+    monkeypatch.setenv("DAGSTER_HOME", str(home / "dagster"))
+    with looping(ensure_home(settings()), tmp_path / "defs" / "iris") as made_loop:
+        yield made_loop
+    close_stores()
+
+
+def trainings(loop: Loop) -> int:
+    """How many MLflow runs trained a model."""
+    client = Tracking.embedded(loop.here.home).client
+    experiment = client.get_experiment_by_name("iris")
+    return len(client.search_runs([experiment.experiment_id], "tags.`mlops.recipe` != ''")) if experiment else 0
+
+
+def test_a_b_a_is_two_trainings_and_ends_where_it_began(loop: Loop) -> None:
+    loop.commit(samples.iris())
+    assert loop.settle() == list(STAGES)
+    first = read_state(loop.instance, "iris")
+    assert loop.settle() == []
+
+    loop.commit(samples.iris_uci())
+    assert loop.settle() == list(STAGES)
+    assert loop.settle() == []
+    assert trainings(loop) == 2
+
+    loop.commit(samples.iris())
+    assert loop.settle() == list(STAGES)
+    again = read_state(loop.instance, "iris")
+    assert trainings(loop) == 2
+    assert {stage: again[stage].digest for stage in STAGES[:4]} == {stage: first[stage].digest for stage in STAGES[:4]}
+
+    loop.commit(samples.iris_uci())
+    assert loop.settle() == list(STAGES), "the same wish from another starting point is a new wish"
+    assert trainings(loop) == 2
+
+
+def test_a_commit_that_changes_nothing_for_the_pipeline_runs_nothing(loop: Loop) -> None:
+    loop.commit(samples.iris())
+    loop.settle()
+    loop.repository.commit("unrelated", files={"notes.txt": b"hello"})
+    assert loop.tick() == "nothing is stale"
+
+
+def test_code_changes_run_what_uses_them(loop: Loop) -> None:
+    loop.commit(samples.iris())
+    loop.settle()
+
+    loop.edit("features.py", "def features(", "# a comment\ndef features(")
+    loop.edit("defs.yaml", "description: Iris", "description: The iris")
+    assert loop.tick() == "nothing is stale"
+
+    loop.edit("schema.py", "15", "16")
+    assert loop.settle() == ["dataset"], "the table is the same, so nothing after it runs"
+    assert loop.tick() == "nothing is stale"
+
+    loop.edit("features.py", "frame.with_columns(", "frame.select(pl.all()).with_columns(")
+    assert loop.settle() == ["features"], "another program with the same result: early cutoff"
+    assert loop.tick() == "nothing is stale"
+
+    loop.edit("model.py", "hidden=tuple(hidden)", "hidden=(*hidden, 8)")
+    assert loop.settle() == ["model", "evaluation", "champion"]
+
+    (loop.folder / "helpers.py").write_text("FACTOR = 1.0\n")
+    loop.edit("features.py", "import polars as pl\n", "import polars as pl\n\nfrom .helpers import FACTOR\n")
+    loop.edit("features.py", 'pl.col("sepal_length") *', 'FACTOR * pl.col("sepal_length") *')
+    assert loop.settle() == ["features"]
+    (loop.folder / "helpers.py").write_text("FACTOR = 0.0\n")
+    assert loop.settle() == ["features", "model", "evaluation", "champion"]
+
+    loop.edit("defs.yaml", "n > 0.80", "n > 0.81")
+    assert loop.settle() == ["champion"]
+    assert trainings(loop) == 3
+
+
+def test_a_later_stage_that_is_stale_runs_though_an_earlier_one_is_not(loop: Loop) -> None:
+    loop.commit(samples.iris())
+    loop.settle()
+    loop.edit("defs.yaml", "learning_rate: 0.01", "learning_rate: 0.02")
+    assert "model" in made(loop.run()), "a run over everything must not stop at the unchanged dataset"
+    assert made(loop.run()) == [], "and when nothing is stale it does nothing"
+
+
+BAD = {
+    "missing column": (lambda frame: frame.drop("petal_width"), "petal_width"),
+    "wrong type": (
+        lambda frame: frame.with_columns(
+            petal_width=pl.when(pl.col("id") == 7).then(pl.lit("wide")).otherwise(pl.col("petal_width").cast(pl.String))
+        ),
+        "'petal_width'.*row 7: 'wide'",
+    ),
+    "no row of one class": (lambda frame: frame.filter(pl.col("species") != "virginica"), "'species'.*virginica"),
+    "unknown class": (
+        lambda frame: frame.with_columns(
+            species=pl.when(pl.col("id") == 9).then(pl.lit("rose")).otherwise(pl.col("species"))
+        ),
+        "'species'.*row 9: 'rose'",
+    ),
+    "repeated key": (
+        lambda frame: frame.with_columns(id=pl.when(pl.col("id") == 5).then(4).otherwise(pl.col("id"))),
+        "'id'.*row 4.*row 5",
+    ),
+    "implausible value": (
+        lambda frame: frame.with_columns(
+            sepal_width=pl.when(pl.col("id") == 11).then(-1.0).otherwise(pl.col("sepal_width"))
+        ),
+        "'sepal_width'.*row 11",
+    ),
+}
+
+
+def test_a_failing_dataset_stops_everything_after_it(loop: Loop) -> None:
+    loop.commit(samples.iris())
+    loop.settle()
+    before = read_state(loop.instance, "iris")
+    champion = champion_facts(loop.instance, "iris")
+
+    for name, (spoil, said) in [*BAD.items(), ("empty file", (None, "'id' is missing"))]:
+        loop.commit(spoil(samples.iris()) if spoil else b"", name)
+        request = loop.tick()
+        assert isinstance(request, dg.RunRequest), name
+        result = loop.run(list(request.asset_selection or []), request.tags)
+        assert not result.success, name
+        assert made(result) == ["dataset"], name
+        failed = [one for one in result.get_asset_check_evaluations() if not one.passed and one.blocking]
+        assert failed, name
+        descriptions = " ".join(one.description or "" for one in failed)
+        pattern = pytest.RaisesExc(Exception, match=said)
+        assert pattern.matches(Exception(descriptions)), f"{name}: {descriptions}"
+        assert any("failures" in one.metadata for one in failed), name
+
+        assert "blocked: dataset's check" in str(loop.tick()), f"{name}: later ticks ask for nothing"
+        by_hand = loop.run([asset_key("iris", "features")])
+        assert not by_hand.success, f"{name}: nor can it be done by hand"
+        assert made(by_hand) == [], name
+
+    after = read_state(loop.instance, "iris")
+    assert {stage: after[stage] for stage in STAGES[1:]} == {stage: before[stage] for stage in STAGES[1:]}
+    assert champion_facts(loop.instance, "iris") == champion
+
+    loop.commit(samples.iris())
+    assert loop.settle() == ["dataset"], "good data again: the table is known, and so is all that follows"
+    assert loop.tick() == "nothing is stale"
+
+
+def test_a_refused_challenger_is_a_normal_outcome(loop: Loop) -> None:
+    loop.commit(samples.iris())
+    loop.settle()
+    loop.edit("defs.yaml", "n - o > -0.10", "n - o > 0.30")
+    loop.edit("defs.yaml", "learning_rate: 0.01", "learning_rate: 0.02")
+    request = loop.tick()
+    assert isinstance(request, dg.RunRequest)
+    result = loop.run(list(request.asset_selection or []), request.tags)
+    assert result.success
+    facts = champion_facts(loop.instance, "iris")
+    assert facts is not None
+    assert facts.version == 1
+    assert facts.outcome.startswith("kept version 1, because n - o > 0.30 fails")
+    (gate,) = [one for one in result.get_asset_check_evaluations() if one.check_name == "gate"]
+    assert not gate.passed
+    assert gate.severity == dg.AssetCheckSeverity.WARN
+    tracking = Tracking.embedded(loop.here.home)
+    challenger = aliases.current(tracking, "iris", "challenger")
+    assert challenger is not None
+    assert challenger.number == 2
+    refused = tracking.client.get_run(challenger.run_id)
+    assert refused.info.status == "FINISHED"
+    assert refused.data.tags["mlops.gate"] == "false"
+    assert loop.tick() == "nothing is stale"
+
+
+def test_a_first_challenger_that_is_too_weak_is_not_promoted(loop: Loop) -> None:
+    loop.edit("defs.yaml", "n > 0.80", "n > 0.99")
+    loop.commit(samples.iris())
+    assert loop.settle() == list(STAGES)
+    facts = champion_facts(loop.instance, "iris")
+    assert facts is not None
+    assert facts.version == 0
+    assert aliases.current(Tracking.embedded(loop.here.home), "iris", "champion") is None
+
+
+def test_the_champion_is_compared_though_its_features_are_others(loop: Loop) -> None:
+    loop.commit(samples.iris())
+    loop.settle()
+    loop.edit(
+        "features.py",
+        "        petal_area",
+        "        length_sum=pl.col('petal_length') + pl.col('sepal_length'),\n        petal_area",
+    )
+    assert loop.settle() == ["features", "model", "evaluation", "champion"]
+    facts = champion_facts(loop.instance, "iris")
+    assert facts is not None
+    assert "paired rows" in facts.outcome
+
+
+def test_a_lost_store_entry_is_named_and_made_again(loop: Loop) -> None:
+    loop.commit(samples.iris())
+    loop.settle()
+    entry = loop.here.home / "store" / "iris" / "features"
+    (next(entry.iterdir()) / "manifest.json").unlink()
+    loop.edit("defs.yaml", "learning_rate: 0.01", "learning_rate: 0.02")
+    result = loop.run([asset_key("iris", "model")])
+    assert not result.success
+    assert "run `mlops run iris` to make it again" in str(result.failure_data_for_node("iris__model"))
+    assert "model" in made(loop.run()), "a run over everything makes it again"
+
+
+def test_a_lost_mlflow_version_is_logged_again_without_training(loop: Loop) -> None:
+    loop.commit(samples.iris())
+    loop.settle()
+    tracking = Tracking.embedded(loop.here.home)
+    version = aliases.current(tracking, "iris", "challenger")
+    assert version is not None
+    tracking.client.delete_model_version("iris", str(version.number))
+    loop.commit(samples.iris_uci())
+    loop.settle()
+    loop.commit(samples.iris())
+    assert loop.settle() == list(STAGES)
+    restored = aliases.current(tracking, "iris", "challenger")
+    assert restored is not None
+    assert restored.model_digest == version.model_digest
+    assert tracking.client.get_run(restored.run_id).data.tags["mlops.restored"] == "true"
+
+
+def test_a_failed_training_is_a_failed_mlflow_run(loop: Loop) -> None:
+    loop.commit(samples.iris())
+    loop.edit("model.py", "return MLP(", 'raise RuntimeError("no such layer")\n    return MLP(')
+    result = loop.run()
+    assert not result.success
+    assert "no such layer" in str(result.failure_data_for_node("iris__model"))
+    client = Tracking.embedded(loop.here.home).client
+    experiment = client.get_experiment_by_name("iris")
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.info.status for run in runs} == {"FAILED"}
+    assert len(runs) == 2, "the model's run, and the Dagster run it belongs to"
+
+
+def test_a_scheduled_retraining_has_a_seed_of_its_own(loop: Loop) -> None:
+    loop.edit("defs.yaml", "  gate:", '  schedule: "0 3 * * *"\n\n  gate:')
+    loop.commit(samples.iris())
+    loop.settle()
+    before = read_state(loop.instance, "iris")["model"]
+    schedule = loop.definitions().get_repository_def().get_schedule_def("iris_retrain")
+    context = dg.build_schedule_context(loop.instance, scheduled_execution_time=_at(3))
+    (request,) = schedule.evaluate_tick(context).run_requests
+    result = loop.run(list(request.asset_selection or []), request.tags)
+    assert made(result)[0] == "model"
+    after = read_state(loop.instance, "iris")["model"]
+    assert after.digest != before.digest
+    assert loop.tick() == "nothing is stale", "the sensor does not undo what the schedule did"
+    assert made(loop.run(list(request.asset_selection or []), request.tags)) == [], "the same tick is known"
+
+
+def test_a_source_that_changes_while_it_runs_is_not_recorded(loop: Loop) -> None:
+    loop.commit(samples.iris())
+    here = loop.folder / "features.py"
+    loop.edit(
+        "features.py",
+        "    return",
+        f"    with open({str(here)!r}, 'a') as file:\n        file.write('x = 1\\n')\n    return",
+    )
+    result = loop.run([asset_key("iris", "dataset"), asset_key("iris", "features")])
+    assert not result.success
+    assert "changed while it ran" in str(result.failure_data_for_node("iris__features"))
+    assert "features" not in read_state(loop.instance, "iris")
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("def features(frame):\n    return frame.lazy()\n", "returned LazyFrame"),
+        ("def features(frame):\n    return frame.drop('id')\n", "dropped id"),
+        ("def features(frame):\n    return frame.with_columns(split=1)\n", "a name the platform needs"),
+        ("def features(frame):\n    return frame['nothing']\n", r"features\.py:2: ColumnNotFoundError"),
+        ("def features(:\n", r"features\.py:1: not valid Python"),
+    ],
+)
+def test_a_broken_features_function_is_one_sentence(loop: Loop, source: str, said: str) -> None:
+    loop.commit(samples.iris())
+    (loop.folder / "features.py").write_text(source)
+    request = loop.tick()
+    if isinstance(request, str):
+        told = request
+    else:
+        result = loop.run([asset_key("iris", "dataset"), asset_key("iris", "features")])
+        assert not result.success
+        told = str(result.failure_data_for_node("iris__features"))
+    assert pytest.RaisesExc(Exception, match=said).matches(Exception(told)), told
+
+
+def test_features_with_nulls_are_stopped(loop: Loop) -> None:
+    loop.commit(samples.iris())
+    loop.edit("features.py", "sepal_area=", "gap=pl.when(pl.col('id') > 3).then(1.0),\n        sepal_area=")
+    result = loop.run()
+    assert not result.success
+    assert made(result) == ["dataset", "features"]
+    (failed,) = [one for one in result.get_asset_check_evaluations() if not one.passed and one.blocking]
+    assert "'gap'" in (failed.description or "")
+
+
+def test_a_tick_says_what_keeps_it_from_deciding(loop: Loop) -> None:
+    assert "Oxen repository" in str(loop.tick())
+    loop.repository.init()
+    loop.repository.commit("other", files={"other.csv": b"a\n1\n"})
+    assert "iris.csv" in str(loop.tick())
+    loop.commit(samples.iris())
+    good = (loop.folder / "defs.yaml").read_text()
+    definitions = loop.definitions()
+    (loop.folder / "defs.yaml").write_text(good.replace("target:", "targt:"))
+    result = loop.evaluate(definitions)
+    assert isinstance(result, dg.SkipReason)
+    assert "did you mean 'target'" in str(result.skip_message)
+
+
+def test_nothing_is_asked_for_while_a_run_is_under_way(loop: Loop) -> None:
+    loop.commit(samples.iris())
+    job = loop.definitions().resolve_job_def("iris_job")
+    run = loop.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
+    assert f"run {run.run_id[:8]} of iris is started" in str(loop.tick())
+
+
+def _at(hour: int):
+    from datetime import UTC, datetime
+
+    return datetime(2026, 1, 1, hour, tzinfo=UTC)
+
+
+def test_the_exact_assets_checks_and_sensors_of_a_pipeline(loop: Loop) -> None:
+    definitions = loop.definitions()
+    keys = {key.to_user_string() for key in definitions.resolve_asset_graph().get_all_asset_keys()}
+    assert keys == {"oxen/iris", *(f"iris/{stage}" for stage in STAGES)}
+    checks = {key.to_user_string() for key in definitions.resolve_asset_graph().asset_check_keys}
+    assert checks == {
+        "iris/dataset:schema",
+        "iris/dataset:target",
+        "iris/dataset:label_shift",
+        "iris/features:features",
+        "iris/champion:gate",
+    }
+    assert Pipeline.load(loop.folder).name == "iris"
