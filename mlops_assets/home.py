@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 DAGSTER_YAML: Final = """\
 # Written by mlops_assets when it was missing; yours to change from then on.
 telemetry: {enabled: false}
+nux: {enabled: false}
 run_queue: {dequeue_interval_seconds: 1, dequeue_use_threads: true}
 concurrency:
   runs:

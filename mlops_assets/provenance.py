@@ -7,7 +7,7 @@ Does not: deciding anything.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import dagster as dg
@@ -83,6 +83,15 @@ def read_state(instance: dg.DagsterInstance, pipeline: str) -> dict[Stage, Mater
             checks={name: passed for (name, event_id), passed in checks[stage].items() if event_id == event.storage_id},
         )
     return state
+
+
+def latest_metadata(
+    instance: dg.DagsterInstance, keys: Sequence[dg.AssetKey]
+) -> list[Mapping[str, dg.MetadataValue[Any]]]:
+    """All metadata of the newest materialization of each asset; empty where there is none."""
+    found = {record.asset_entry.asset_key: record.asset_entry for record in instance.get_asset_records(keys)}
+    newest = [found[key].last_materialization if key in found else None for key in keys]
+    return [one.asset_materialization.metadata if one and one.asset_materialization else {} for one in newest]
 
 
 def previous_metadata(instance: dg.DagsterInstance, key: dg.AssetKey, name: str, limit: int) -> list[Any]:

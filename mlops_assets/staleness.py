@@ -65,7 +65,11 @@ class Plan:
     @property
     def reason(self) -> str:
         """One line for people: the causes, without the stages that merely hang on them."""
-        return "; ".join(f"{stage}: {why}" for stage, why in self.stale.items() if not why.startswith(FOLLOWS))
+        stages_by_cause: dict[str, list[str]] = {}
+        for stage, why in self.stale.items():
+            if not why.startswith(FOLLOWS):
+                stages_by_cause.setdefault(why, []).append(stage)
+        return "; ".join(f"{', '.join(stages)}: {why}" for why, stages in stages_by_cause.items())
 
     def run_key(self, wanted: Wanted, state: State) -> str:
         """The same wish from the same starting point has one key; a return to an earlier state is a new wish.

@@ -9,7 +9,7 @@ from mlops_assets.assets.evaluation import PREDICTIONS_TAG
 from mlops_assets.assets.model import part_of
 from mlops_assets.assets.stage import InputRefused, StageRun, log, plain_failures, stage_asset
 from mlops_assets.pipeline import Pipeline
-from mlops_assets.provenance import asset_key, previous_metadata
+from mlops_assets.provenance import asset_key, latest_metadata
 from mlops_assets.resources.mlflow import MLflowResource
 from mlops_assets.resources.store import StoreResource
 from mlops_assets.settings import settings
@@ -18,11 +18,13 @@ from mlops_assets.store import Entry
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from mlops_assets.gate.decide import Paired
+    from mlops_assets.gate.decide import Decision, Paired
     from mlops_assets.registry.aliases import Version
     from mlops_assets.tracking.runs import Tracking
 
-DECISION: Final = "decision"
+OUTCOME: Final = "outcome"
+PROMOTED: Final = "promoted"
+CLAUSES: Final = "clauses"
 
 
 def build_champion(pipeline: Pipeline) -> list[Any]:
@@ -50,12 +52,12 @@ def build_champion(pipeline: Pipeline) -> list[Any]:
 
     @dg.asset_check(asset=key, name="gate", description=f"`{pipeline.spec.gate.condition}`, on paired predictions.")
     def gate_check(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-        (decision,) = previous_metadata(context.instance, key, DECISION, limit=1)
+        (made,) = latest_metadata(context.instance, [key])
         return dg.AssetCheckResult(
-            passed=decision["promote"],
+            passed=bool(made[PROMOTED].value),
             severity=dg.AssetCheckSeverity.WARN,
-            description=decision["reason"],
-            metadata={DECISION: dg.MetadataValue.json(decision)},
+            description=str(made[OUTCOME].value),
+            metadata={CLAUSES: made[CLAUSES]},
         )
 
     return [champion, gate_check]
@@ -74,43 +76,48 @@ def _decided(run: StageRun, tracking: "Tracking") -> dg.MaterializeResult[Any]:
         raise InputRefused(f"{run.pipeline.name}/evaluation is of another model than today's; materialize it first")
     before = aliases.current(tracking, name, gate.champion_alias)
     paired = _paired(run, tracking, before if before and before.number != challenger.number else None)
+    decision = decide(parse(gate.condition), paired, reliability=gate.reliability, mode=gate.mode)
     if before and before.number == challenger.number:
-        why = f"version {before.number} is the champion already"
-        decision: dict[str, Any] = {"promote": True, "verdict": "true", "reason": why}
-        outcome = f"kept version {before.number}, because it is the champion already"
+        promoted, outcome = True, f"kept version {before.number}, because it is the champion already"
+    elif decision.promote:
+        aliases.point(tracking, name, gate.champion_alias, challenger.number)
+        promoted, outcome = True, f"promoted version {challenger.number}, because {decision.reason}"
     else:
-        made = decide(parse(gate.condition), paired, reliability=gate.reliability, mode=gate.mode)
-        decision = made.to_dict()
-        if made.promote:
-            aliases.point(tracking, name, gate.champion_alias, challenger.number)
-            outcome = f"promoted version {challenger.number}, because {made.reason}"
-        elif before:
-            outcome = f"kept version {before.number}, because {made.reason}"
-        else:
-            outcome = f"no champion yet, because {made.reason}"
-    tracking.log_evaluation(
-        challenger.run_id,
-        metrics={},
-        tags={"mlops.gate": decision["verdict"], "mlops.gate_reason": outcome},
-        artifacts={},
-    )
+        kept = f"kept version {before.number}" if before else "no champion yet"
+        promoted, outcome = False, f"{kept}, because {decision.reason}"
+    verdict = {"mlops.gate": decision.verdict, "mlops.gate_outcome": outcome}
+    tracking.log_evaluation(challenger.run_id, metrics={}, tags=verdict, artifacts={})
     log.info("%s: %s", run.name, outcome)
-    now = challenger if decision["promote"] else before
-    figures = _accuracy(paired.new if decision["promote"] else paired.old, paired.label)
+    now = challenger if promoted else before
+    figures = _accuracy(paired.new if promoted else paired.old, paired.label)
     return run.result(
         now.model_digest or f"version {now.number}" if now else "none",
         {
-            "outcome": outcome,
+            OUTCOME: outcome,
+            PROMOTED: promoted,
             "champion": now.number if now else 0,
             "challenger": challenger.number,
             "before": before.number if before else 0,
-            DECISION: dg.MetadataValue.json(decision),
+            CLAUSES: _table(decision),
             **figures,
             **(
                 {"MLflow run": dg.MetadataValue.url(tracking.run_url(now.run_id, settings().mlflow_url))} if now else {}
             ),
         },
     )
+
+
+def _table(decision: "Decision") -> dg.MarkdownMetadataValue:
+    """The clauses, and how each was decided."""
+    lines = ["| clause | verdict | estimate | between | level | method | rows |", "|" + " --- |" * 7]
+    for one in decision.clauses:
+        values = (
+            ["", "", "", ""]
+            if one.estimate is None
+            else [f"{one.estimate:.4f}", f"{one.lower:.4f} and {one.upper:.4f}", f"{one.level:.4g}", str(one.method)]
+        )
+        lines.append("| " + " | ".join([f"`{one.text}`", one.verdict, *values, str(one.rows)]) + " |")
+    return dg.MetadataValue.md("\n".join(lines))
 
 
 def _paired(run: StageRun, tracking: "Tracking", champion: "Version | None") -> "Paired":

@@ -14,6 +14,7 @@ from mlops_assets.resources.store import StoreResource
 from mlops_assets.store import Entry
 
 TABLE: Final = "table.parquet"
+OXEN_COMMIT: Final = "oxen commit"
 CLASS_COUNTS: Final = "class counts"
 
 
@@ -24,6 +25,7 @@ def build_source(pipeline: Pipeline) -> Any:
     @dg.observable_source_asset(
         key=source_key(pipeline.name),
         group_name=pipeline.name,
+        tags={"dagster/kind/oxen": ""},  # this decorator has no `kinds` of its own
         description=f"`{data.path}` on branch `{data.branch}` of the Oxen repository `{pipeline.repository}`. "
         "Its data version is a digest of the content: a reverted commit is the old version again.",
     )
@@ -68,7 +70,7 @@ def build_dataset(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
 
         def describe(entry: Entry) -> Mapping[str, Any]:
             return {
-                "oxen commit": commit.id,
+                OXEN_COMMIT: commit.id,
                 "oxen path": f"{run.pipeline.repository}@{spec.branch}:{spec.path}",
                 "commit message": commit.message,
                 "committed": dg.MetadataValue.timestamp(commit.timestamp),

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import dagster as dg
 
-from mlops_assets.assets.dataset import TABLE
+from mlops_assets.assets.dataset import OXEN_COMMIT, TABLE
 from mlops_assets.assets.features import SPLIT
 from mlops_assets.assets.stage import Output, StageRun, log, plain_failures, stage_asset
 from mlops_assets.fingerprint import PACKAGE_ROOT, digest
 from mlops_assets.functions import FunctionError, call
 from mlops_assets.pipeline import Pipeline
-from mlops_assets.provenance import asset_key
+from mlops_assets.provenance import asset_key, latest_metadata
 from mlops_assets.resources.mlflow import MLflowResource
 from mlops_assets.resources.store import StoreResource
 from mlops_assets.settings import settings
@@ -103,6 +103,13 @@ def _train(run: StageRun, tracking: "Tracking", run_tags: Mapping[str, str], par
         tags={**_tags(run, features), **run_tags},
         parent_run_id=parent_run_id,
     ) as mlflow_run:
+        mlflow_run.log_dataset(
+            name=f"{run.pipeline.repository}/{run.pipeline.spec.data.path}",
+            repository=run.pipeline.repository,
+            path=run.pipeline.spec.data.path,
+            commit=_commit(run),
+            digest=run.state["dataset"].digest,
+        )
         function = run.pipeline.function("model")
         trained = train(
             lambda: _built(function, run.pipeline, shape),
@@ -208,9 +215,16 @@ def _tags(run: StageRun, features: Entry) -> dict[str, str]:
         keys.RECIPE: run.recipe.key,
         keys.CODE_VERSION: run.recipe.code_version,
         keys.GIT_REVISION: _git_revision(),
+        keys.OXEN_COMMIT: _commit(run),
         keys.DATA_DIGEST: features.digest,
         "mlflow.note.content": f"[Dagster run]({settings().dagster_url}/runs/{run.context.run.run_id}) of `{run.name}`",
     }
+
+
+def _commit(run: StageRun) -> str:
+    """The Oxen commit that the features were made from."""
+    (made,) = latest_metadata(run.context.instance, [asset_key(run.pipeline.name, "dataset")])
+    return str(made[OXEN_COMMIT].value) if OXEN_COMMIT in made else ""
 
 
 def _metrics(epoch: "Epoch") -> dict[str, float]:

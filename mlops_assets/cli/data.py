@@ -289,7 +289,7 @@ def _checked(file: Path, pipeline: Pipeline) -> Path:
         raise DataError(f"{file} is a directory; give the file of the table")
     if not file.exists():
         raise DataError(f"{file} does not exist; give the file of the table")
-    wanted, given = _ending(pipeline.spec.data.path), _ending(file.name)
+    wanted, given = ending(pipeline.spec.data.path), ending(file.name)
     if wanted != given:
         raise DataError(
             f"{file} ends in '{given}', but `path` in {pipeline.folder / 'defs.yaml'} is '{pipeline.spec.data.path}'; "
@@ -298,7 +298,8 @@ def _checked(file: Path, pipeline: Pipeline) -> Path:
     return file
 
 
-def _ending(name: str) -> str:
+def ending(name: str) -> str:
+    """The part of a file's name that tells its kind, in lower case: `.csv`, `.csv.gz`, `.parquet`."""
     path = PurePath(name.lower())
     return "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
 
@@ -336,13 +337,13 @@ def encode(frame: pl.DataFrame, path: str) -> bytes:
     """A table as the bytes of a file of that name."""
     from mlops_assets.data.readers import SUPPORTED, to_parquet_bytes
 
-    ending = _ending(path)
-    if ending not in SUPPORTED:
+    kind = ending(path)
+    if kind not in SUPPORTED:
         raise DataError(f"'{path}' is of no kind that can be written: its name must end in {', '.join(SUPPORTED)}")
-    if ending in {".parquet", ".pq"}:
+    if kind in {".parquet", ".pq"}:
         return to_parquet_bytes(frame)
-    text = frame.write_csv(separator="\t" if ending.startswith(".tsv") else ",").encode()
-    return gzip.compress(text, mtime=0) if ending.endswith(".gz") else text
+    text = frame.write_csv(separator="\t" if kind.startswith(".tsv") else ",").encode()
+    return gzip.compress(text, mtime=0) if kind.endswith(".gz") else text
 
 
 def _table(repository: Repository, pipeline: Pipeline, commit_id: str, here: Settings) -> pl.DataFrame:

@@ -46,7 +46,7 @@ def demo() -> None:
             steps = (
                 ("1. Iris goes into Oxen as scikit-learn has it", samples.iris, "iris, as scikit-learn has it"),
                 (
-                    "2. A colleague commits the copy that most tutorials use: two of its flowers differ",
+                    "2. A colleague commits another copy: two flowers differ",
                     samples.iris_uci,
                     "iris, as the UCI copy has it",
                 ),

@@ -1,1 +1,307 @@
-def new() -> None: ...
+"""`mlops new`: a pipeline that runs as it is, written like another one.
+
+Belongs here: copying a pipeline's folder with the few lines of YAML that must differ, and importing a table for a
+pipeline of its own. Does not: what is written for a table (`derive.py`, `sources.py`).
+
+A pipeline is written aside, read back, and moved into place in one step: what appears below `defs/` is complete.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from mlops_assets.cli.console import out
+from mlops_assets.errors import MlopsError
+from mlops_assets.home import ensure_home
+from mlops_assets.pipeline import DEFS, Pipeline, find_pipeline, pipeline_folders
+from mlops_assets.settings import Settings
+from mlops_assets.spec import NAME_PATTERN, SPEC_FILE, PipelineSpec, load_spec
+
+if TYPE_CHECKING:
+    from mlops_assets.cli.derive import Derived
+
+NOT_COPIED: Final = shutil.ignore_patterns("__pycache__", ".*", "*.pyc")
+
+
+class NewError(MlopsError):
+    """A pipeline cannot be written."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """The file that a new pipeline learns from, and its columns that matter; an empty key adds one."""
+
+    file: Path
+    target: str
+    key: str = ""
+
+
+def new(  # noqa: PLR0917 - typer reads them by name
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Lower-case letters, digits and underscores.")],
+    like: Annotated[str, typer.Option(metavar="PIPELINE", help="The pipeline to begin from.")] = "iris",
+    data: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A CSV or Parquet file to learn from; default: the same data.")
+    ] = None,
+    target: Annotated[str, typer.Option(metavar="COLUMN", help="With --data: the column with the class.")] = "",
+    key: Annotated[
+        str, typer.Option(metavar="COLUMN", help="With --data: what identifies a row; default: a number is added.")
+    ] = "",
+    description: Annotated[str, typer.Option(help="One line for people who open the asset graph.")] = "",
+) -> None:
+    """Write a new pipeline that runs as it is: a copy of another one, or one for a table of your own.
+
+    Example: [bold]mlops new churn --data customers.csv --target left[/bold]
+    """
+    here = ensure_home()
+    description = " ".join(description.split())
+    if data is None:
+        if target or key:
+            raise NewError("--target and --key speak of the table that --data gives; add --data FILE")
+        folder = copy_pipeline(name, like, here, description=description)
+    else:
+        if not target:
+            raise NewError(f"--data needs --target COLUMN: which column of {data} has the class to predict?")
+        with out.status(f"reading {data} ..."):
+            folder = write_pipeline(name, like, Table(data, target, key), here, description=description)
+    for file in sorted(folder.iterdir()):
+        out.print(f"wrote {file}", markup=False)
+    spec = load_spec(folder / SPEC_FILE)
+    repository = spec.data.repository or name
+    out.print(
+        f"data: {spec.data.path} of the Oxen repository '{repository}'; gate: {spec.gate.condition}", markup=False
+    )
+    first = "" if here.repository(repository).exists() else f"mlops data import {name} && "
+    out.print(f"next: [bold]{first}mlops run {name}[/bold]")
+
+
+def copy_pipeline(name: str, like: str, here: Settings, *, description: str = "", defs: Path = DEFS) -> Path:
+    """Write a pipeline that reads the same data as another one, with a split and a margin of its own.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        MlopsError: The name is taken or none, there is no such pipeline, or its files cannot be used.
+    """
+    source = _begin(name, like, defs)
+    with _aside(name, defs) as folder:
+        shutil.copytree(source.folder, folder, ignore=NOT_COPIED)
+        changes: dict[tuple[str, str], str] = {
+            ("data", "repository"): source.repository,
+            ("split", "salt"): f"{name}-1",
+            ("gate", "condition"): _condition(source, here),
+        }
+        if description:
+            changes["", "description"] = description
+        file = folder / SPEC_FILE
+        file.write_text(edited(file.read_text(encoding="utf-8"), changes), encoding="utf-8")
+        if load_spec(file).model_dump() != _expected(source.spec, changes).model_dump():
+            raise NewError(
+                f"{source.folder / SPEC_FILE} is written in a way that `mlops new` cannot change line by line; "
+                "copy the folder by hand and set repository, salt and condition"
+            )
+    return defs / name
+
+
+def write_pipeline(
+    name: str, like: str, table: Table, here: Settings, *, description: str = "", defs: Path = DEFS
+) -> Path:
+    """Write a pipeline for a table, trained like another one, and import the table into an Oxen repository of its own.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        MlopsError: The name is taken or none, there is no such pipeline, or nothing can be learned from the table.
+    """
+    source = _begin(name, like, defs)
+    from mlops_assets.cli import sources
+    from mlops_assets.cli.data import encode, ending, numbered
+    from mlops_assets.cli.derive import derive
+    from mlops_assets.data.readers import read_table
+
+    path = f"{name}{ending(table.file.name)}"
+    frame = read_table(table.file)
+    key = table.key
+    if not key:
+        key = next(one for one in ("id", "row_id", *(f"row_id_{n}" for n in range(999))) if one not in frame.columns)
+        frame = numbered(frame, key)
+    derived = derive(frame, name=name, key=key, target=table.target)
+    with _aside(name, defs) as folder:
+        folder.mkdir()
+        content = table.file
+        if not table.key:
+            content = folder.parent / path
+            content.write_bytes(encode(frame, path))
+        for file in _of_the_network(source):
+            (folder / file.name).write_bytes(file.read_bytes())
+        description = description or f"{table.target} learned from {table.file.name}"
+        texts = {
+            "schema.py": sources.schema_source(derived, path),
+            "columns.py": sources.columns_source(derived),
+            "features.py": sources.features_source(derived),
+            SPEC_FILE: sources.spec_source(derived, source.spec, path=path, description=description),
+        }
+        for file_name, text in texts.items():
+            if text:
+                (folder / file_name).write_text(text, encoding="utf-8")
+        _try_out(Pipeline.load(folder), content, derived)
+        _import(here, name, path, content, f"import {table.file.name}")
+    return defs / name
+
+
+def edited(text: str, changes: Mapping[tuple[str, str], str]) -> str:
+    """A `defs.yaml` with some values set, its comments and its order kept.
+
+    Args:
+        text: The file.
+        changes: Section and field, in `attributes`, to the new value; the section "" is `attributes` itself.
+    """
+    import yaml
+
+    attributes = _value(yaml.compose(text, Loader=yaml.SafeLoader), "attributes")
+    splices: list[tuple[int, int, str]] = []
+    for (section, field), value in changes.items():
+        parent = _value(attributes, section) if section else attributes
+        if not isinstance(parent, yaml.MappingNode) or not parent.value:
+            continue
+        # Within brackets, YAML quotes whatever could end a value in any other place.
+        scalar = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=10_000).strip()[1:-1]
+        node = _value(parent, field)
+        if node is None:
+            first = parent.value[0][0].start_mark
+            separator = ", " if parent.flow_style else "\n" + " " * first.column
+            splices.append((first.index, first.index, f"{field}: {scalar}{separator}"))
+        else:
+            block = isinstance(node, yaml.ScalarNode) and node.style in {"|", ">"}
+            splices.append((node.start_mark.index, node.end_mark.index, scalar + ("\n" if block else "")))
+    for start, end, new_text in sorted(splices, reverse=True):
+        text = text[:start] + new_text + text[end:]
+    return text
+
+
+def _value(node: Any, key: str) -> Any:
+    """The node of a key in a mapping node, or None."""
+    pairs = getattr(node, "value", None)
+    if not isinstance(pairs, list):
+        return None
+    return next((value for name, value in pairs if getattr(name, "value", None) == key), None)
+
+
+def _expected(spec: PipelineSpec, changes: Mapping[tuple[str, str], str]) -> PipelineSpec:
+    for (section, field), value in changes.items():
+        if section:
+            spec = spec.model_copy(update={section: getattr(spec, section).model_copy(update={field: value})})
+        else:
+            spec = spec.model_copy(update={field: value})
+    return spec
+
+
+def _condition(source: Pipeline, here: Settings) -> str:
+    """The condition with a margin that the test rows can decide, as many as Oxen knows of; else as it is."""
+    from mlops_assets.gate.condition import parse
+    from mlops_assets.oxen.errors import OxenError
+
+    data, gate = source.spec.data, source.spec.gate
+    repository = here.repository(source.repository)
+    try:
+        table = repository.table(data.path, repository.resolve(data.branch))
+    except OxenError:
+        return gate.condition
+    condition = parse(gate.condition)
+    for clause in reversed(condition.clauses):
+        if table and clause.form == "n - o" and clause.direction in {">", ">="} and clause.threshold < 0:
+            from mlops_assets.cli.sources import margin
+
+            narrow = margin(table.rows * source.spec.split.test, gate.reliability, len(condition.clauses))
+            tolerance = "" if clause.tolerance is None else f" +/- {clause.tolerance:g}"
+            text = f"n - o {clause.direction} -{narrow:.2f}{tolerance}"
+            return gate.condition[: clause.start] + text + gate.condition[clause.end :]
+    return gate.condition
+
+
+def _begin(name: str, like: str, defs: Path) -> Pipeline:
+    """The pipeline to begin from, having checked the new name."""
+    known = ", ".join(folder.name for folder in pipeline_folders(defs)) or "none yet"
+    if not NAME_PATTERN.fullmatch(name):
+        raise NewError(
+            f"'{name}' is no name for a pipeline: begin with a lower-case letter, then lower-case letters, digits and "
+            f"underscores, 63 at most (known: {known})"
+        )
+    if (defs / name).exists():
+        raise NewError(f"{defs / name} exists already; choose another name (known: {known})")
+    if not (defs / like / SPEC_FILE).is_file():
+        raise NewError(f"there is no pipeline '{like}' to begin from (known: {known})")
+    return find_pipeline(like, defs)
+
+
+@contextmanager
+def _aside(name: str, defs: Path) -> Iterator[Path]:
+    """A folder to make and fill, which then becomes the pipeline's; nothing of it stays after an error.
+
+    It lies beside `defs/` and not in it, where a running code server would find it half-written.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=defs.parent) as place:
+            folder = Path(place) / name
+            yield folder
+            folder.rename(defs / name)
+    except OSError as error:
+        raise NewError(
+            f"{defs / name} cannot be written ({error.strerror or error}); mend its rights or space"
+        ) from error
+
+
+def _of_the_network(source: Pipeline) -> list[Path]:
+    """The files of a pipeline's own folder that its model function runs."""
+    from mlops_assets.fingerprint import sources
+
+    network = source.folder / source.spec.functions.network.partition(":")[0]
+    folder = source.folder.resolve()
+    return [file for file in sources(network, source.folder.parent) if file.parent == folder]
+
+
+def _try_out(pipeline: Pipeline, content: Path, derived: Derived) -> None:
+    """Take the table through the new schema and features, as a run would.
+
+    Raises:
+        NewError: It does not pass.
+    """
+    from mlops_assets.data import readers, validation
+    from mlops_assets.functions import call
+
+    schema = call(pipeline.function("schema"))
+    frame = readers.read_table(content, validation.dtypes(schema))
+    report = validation.validate(frame, schema)
+    if report.passed:
+        import polars as pl
+
+        made = call(pipeline.function("features"), frame).with_columns(split=pl.lit("train"))
+        report = validation.check_features(made, key=derived.key, target=derived.target, split="split")
+    if not report.passed:
+        raise NewError(f"no pipeline can be written for this table as it is: {report.sentence()}")
+
+
+def _import(here: Settings, name: str, path: str, content: Path, message: str) -> None:
+    """Commit the table as the first version of a repository of its own; an interrupted attempt may have done so."""
+    import xxhash
+
+    repository = here.repository(name)
+    repository.init()
+    head = repository.heads().get("main")
+    if head:
+        entries = {entry.path: entry.hash for entry in repository.entries("", head)}
+        if entries != {path: xxhash.xxh3_128_hexdigest(content.read_bytes())}:
+            raise NewError(
+                f"the Oxen repository '{name}' exists already ({repository.path}) and holds something else; choose "
+                "another name, or remove that folder"
+            )
+    repository.commit(message, files={path: content})

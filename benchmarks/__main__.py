@@ -1,0 +1,92 @@
+"""`python -m benchmarks [NAME ...] [--runs N]`: measure, print, and write `benchmarks/results.json`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+from benchmarks import demo, latency, load, overhead, tick
+from benchmarks.figures import Result, console, show
+from benchmarks.project import BenchmarkFailed
+
+BENCHMARKS: Final = {
+    "load": load.measure,
+    "tick": tick.measure,
+    "run-overhead": overhead.measure,
+    "commit-to-features": latency.measure,
+    "demo": demo.measure,
+}
+RESULTS: Final = Path(__file__).with_name("results.json")
+PACKAGES: Final = ("dagster", "mlflow", "torch", "polars", "oxenai")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which of {', '.join(BENCHMARKS)}; default: all")
+    parser.add_argument(
+        "--runs", type=int, default=7, help="how often each is measured (default 7; the demo 3 at most)"
+    )
+    arguments = parser.parse_args()
+    unknown = set(arguments.names) - set(BENCHMARKS)
+    if unknown or arguments.runs < 1:
+        parser.error(
+            f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}" if unknown else "--runs 1 or more"
+        )
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, _interrupt)
+    machine = _machine()
+    console.print(f"{machine['cpus']} CPUs, load {machine['load']}, Python {machine['python']}, {machine['packages']}")
+    results: dict[str, Result] = {}
+    try:
+        for name in arguments.names or BENCHMARKS:
+            console.print(f"[bold]{name}[/bold] ...")
+            results[name] = BENCHMARKS[name](arguments.runs)
+            show(name, results[name])
+    except KeyboardInterrupt:
+        console.print("interrupted; every process of the benchmark is stopped")
+        return 130
+    except BenchmarkFailed as error:
+        console.print(f"[red]failed:[/red] {error}", markup=True)
+        return 1
+    finally:
+        if results:
+            _write(machine, results)
+    return 0
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)  # a second Ctrl-C must not cut the stopping short
+    raise KeyboardInterrupt
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "cpus": os.cpu_count(),
+        "load": [round(value, 2) for value in os.getloadavg()],
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _write(machine: dict[str, Any], results: dict[str, Result]) -> None:
+    """Write aside, then rename."""
+    aside = RESULTS.with_suffix(f".{os.getpid()}")
+    told = {"machine": machine, "benchmarks": {name: result.to_dict() for name, result in results.items()}}
+    aside.write_text(json.dumps(told, indent=2) + "\n")
+    aside.replace(RESULTS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

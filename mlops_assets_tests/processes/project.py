@@ -1,0 +1,245 @@
+"""A checkout of its own for a test, and real processes in it: what they start is found again by its home, and ended."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import dagster as dg
+import httpx
+import polars as pl
+import psutil
+from mlflow.entities import Run
+
+from mlops_assets.fingerprint import PACKAGE_ROOT
+from mlops_assets.home import ensure_home, open_instance
+from mlops_assets.oxen.repository import Repository
+from mlops_assets.provenance import asset_key
+from mlops_assets.report import ChampionFacts, champion_facts
+from mlops_assets.settings import settings
+from mlops_assets.tracking import tags as keys
+from mlops_assets.tracking.runs import Tracking
+
+T = TypeVar("T")
+
+ENDLESS = 1_000_000
+"""Epochs that no test waits for."""
+
+BRIEF = 20
+
+
+@dataclass
+class Project:
+    """A copy of the package with the pipeline iris, trained briefly, and a home with a ready MLflow store."""
+
+    root: Path
+    home: Path
+    environment: dict[str, str]
+    started: list["subprocess.Popen[bytes]"] = field(default_factory=list)
+
+    @property
+    def dagster_url(self) -> str:
+        return f"http://127.0.0.1:{self.environment['MLOPS_DAGSTER_PORT']}"
+
+    @property
+    def mlflow_url(self) -> str:
+        return f"http://127.0.0.1:{self.environment['MLOPS_MLFLOW_PORT']}"
+
+    @property
+    def repository(self) -> Repository:
+        return Repository(self.home / "oxen" / "iris")
+
+    @property
+    def pipeline(self) -> Path:
+        return self.root / "mlops_assets" / "defs" / "iris"
+
+    @property
+    def output(self) -> Path:
+        """What the processes of `start` print."""
+        return self.home.parent / "output.log"
+
+    def commit(self, table: pl.DataFrame, message: str = "change") -> None:
+        self.repository.init()
+        self.repository.commit(message, files={"iris.csv": table.write_csv().encode()})
+
+    def edit(self, file: str, old: str, new: str) -> None:
+        path = self.pipeline / file
+        text = path.read_text()
+        assert old in text, f"{old!r} is not in {file}"
+        aside = path.with_name(f".{file}.part")
+        aside.write_text(text.replace(old, new))
+        aside.replace(path)
+
+    def endless(self, *, on: bool) -> None:
+        """Let the training go on for ever, or be brief again."""
+        endless = f"epochs: {ENDLESS}\n    batch_size: 16\n    learning_rate: 0.01\n    patience: null"
+        brief = f"epochs: {BRIEF}\n    batch_size: 16\n    learning_rate: 0.01\n    patience: 30"
+        self.edit("defs.yaml", *((brief, endless) if on else (endless, brief)))
+
+    def mlops(self, *arguments: str, timeout: float = 120, **variables: str) -> "subprocess.CompletedProcess[str]":
+        """Run a command to its end."""
+        return self.call([script("mlops"), *arguments], timeout=timeout, **variables)
+
+    def call(
+        self, command: list[str], timeout: float = 120, **variables: str
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run any command in the checkout to its end."""
+        environment = self.environment | variables
+        return subprocess.run(
+            command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+        )
+
+    def start(self, *command: str, **variables: str) -> "subprocess.Popen[bytes]":
+        """Start a command that goes on; it has a session of its own."""
+        with self.output.open("ab") as output:
+            process = subprocess.Popen(
+                command,
+                cwd=self.root,
+                env=self.environment | variables,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.started.append(process)
+        return process
+
+    def up(self, **variables: str) -> "subprocess.Popen[bytes]":
+        """`mlops up`, answering."""
+        process = self.start(script("mlops"), "up", **variables)
+
+        def answering() -> bool:
+            assert process.poll() is None, f"mlops up ended with {process.returncode}"
+            return is_answering(f"{self.dagster_url}/server_info") and (
+                "MLFLOW_TRACKING_URI" in self.environment or is_answering(f"{self.mlflow_url}/health")
+            )
+
+        self.wait_for(answering, "mlops up to answer")
+        return process
+
+    def alive(self) -> list[psutil.Process]:
+        """Every process that has this home in its environment, whoever its parent is now."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get("MLOPS_HOME") == str(self.home) and process.pid != os.getpid():
+                    found.append(process)
+        return [process for process in found if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+    def end(self) -> None:
+        """Kill whatever is left."""
+        for process in self.alive():
+            with suppress(psutil.Error):
+                process.kill()
+        for process in self.started:
+            process.wait()
+
+    def wait_for(self, condition: Callable[[], T], what: str, timeout: float = 90) -> T:
+        """Poll until a condition holds; a failure quotes the logs."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            value = condition()
+            if value:
+                return value
+            time.sleep(0.1)
+        raise AssertionError(f"waited {timeout:.0f} s for {what}\n{self.told()}")
+
+    def told(self) -> str:
+        """The ends of all logs, and the state of all runs."""
+        logs = [self.output, *sorted((self.home / "logs").glob("*.log"))]
+        parts = [f"--- {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in logs if log.exists()]
+        with suppress(Exception):
+            parts.append(f"--- Dagster runs: {[(run.run_id[:8], run.status.value) for run in self.runs()]}")
+            parts.append(f"--- MLflow runs: {self.mlflow_statuses()}")
+        return "\n".join(parts)
+
+    @contextmanager
+    def instance(self) -> Iterator[dg.DagsterInstance]:
+        with open_instance(ensure_home(settings())) as instance:
+            yield instance
+
+    def runs(self) -> list[dg.DagsterRun]:
+        """All Dagster runs, the oldest first."""
+        with self.instance() as instance:
+            return instance.get_runs()[::-1]
+
+    def champion(self) -> ChampionFacts | None:
+        with self.instance() as instance:
+            return champion_facts(instance, "iris")
+
+    def made(self) -> dict[str, int]:
+        """How often each stage was materialized."""
+        with self.instance() as instance:
+            return {
+                stage: len(
+                    instance.fetch_materializations(
+                        dg.AssetRecordsFilter(asset_key=asset_key("iris", stage)), limit=100
+                    ).records
+                )
+                for stage in ("dataset", "features", "model", "evaluation", "champion")
+            }
+
+    def tracking(self) -> Tracking:
+        uri = self.environment.get("MLFLOW_TRACKING_URI")
+        return Tracking(uri) if uri else Tracking.embedded(self.home)
+
+    def mlflow_runs(self) -> list[Run]:
+        """All MLflow runs of the pipeline, the oldest first."""
+        client = self.tracking().client
+        experiment = client.get_experiment_by_name("iris")
+        if experiment is None:
+            return []
+        return list(client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"]))
+
+    def mlflow_statuses(self) -> list[tuple[str, str]]:
+        """(parent or model, status) of all MLflow runs, the oldest first."""
+        return [
+            ("parent" if keys.DAGSTER_PARENT in run.data.tags else "model", run.info.status)
+            for run in self.mlflow_runs()
+        ]
+
+    def is_training(self) -> bool:
+        return ("model", "RUNNING") in self.mlflow_statuses()
+
+    def holder(self, run_id: str) -> psutil.Process:
+        """The process that holds a run's lock."""
+        path = self.home / "runs" / run_id
+        for process in self.alive():
+            with suppress(psutil.Error):
+                if any(Path(file.path) == path for file in process.open_files()):
+                    return process
+        raise AssertionError(f"nobody holds {path}\n{self.told()}")
+
+
+def script(name: str) -> str:
+    """A command of the environment that the tests run in."""
+    return str(Path(sys.executable).with_name(name))
+
+
+def is_answering(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5, trust_env=False).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def copy_package(root: Path) -> None:
+    """The package and its project files, without what Python compiled."""
+    root.mkdir()
+    shutil.copytree(PACKAGE_ROOT, root / "mlops_assets", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "workspace.yaml"):
+        shutil.copyfile(PACKAGE_ROOT.parent / name, root / name)
+
+
+def send(process: "subprocess.Popen[bytes]", number: signal.Signals, timeout: float = 30) -> tuple[int, float]:
+    """Send a signal and wait; the exit code and the seconds that it took."""
+    began = time.monotonic()
+    process.send_signal(number)
+    return process.wait(timeout), time.monotonic() - began
