@@ -1,6 +1,6 @@
 """The training of iris as a script by hand: read, split, train, save; nothing else. Run as a file of its own.
 
-Arguments: the CSV file, epochs, rows of the training and of the validation part, and where to save.
+Arguments: the CSV file, where to save, epochs, and the rows of the training and of the validation part.
 """
 
 import sys
@@ -16,6 +16,9 @@ CLASSES = ("setosa", "versicolor", "virginica")
 
 
 class Network(nn.Module):
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, x: torch.Tensor) -> None:
         super().__init__()
         self.register_buffer("mean", x.mean(dim=0))
@@ -23,7 +26,9 @@ class Network(nn.Module):
         self.layers = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Dropout(0.0), nn.Linear(32, 3))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layers((x - self.mean) / self.std)
+        scaled = (x - self.mean) / self.std
+        logits: torch.Tensor = self.layers(scaled)
+        return logits
 
 
 def score(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
@@ -33,7 +38,7 @@ def score(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[float, fl
         return nn.functional.cross_entropy(logits, y).item(), (logits.argmax(dim=1) == y).double().mean().item()
 
 
-def main(file: str, epochs: int, n_train: int, n_validation: int, target: str) -> None:
+def main(file: str, target: str, epochs: int, n_train: int, n_validation: int) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     frame = pl.read_csv(file).with_columns(
@@ -61,4 +66,4 @@ def main(file: str, epochs: int, n_train: int, n_validation: int, target: str) -
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *(int(one) for one in sys.argv[2:5]), sys.argv[5])
+    main(sys.argv[1], sys.argv[2], *(int(one) for one in sys.argv[3:6]))

@@ -39,12 +39,12 @@ class Figure:
     compare: str = "ratio"
     target: float | None = None
     absolute: bool = False
-    load: float = 0.0
+    loads: list[float] = field(default_factory=list)
 
     def add(self, value: float) -> None:
         """Record a run, and how busy the machine is."""
         self.values.append(value)
-        self.load = max(self.load, os.getloadavg()[0])
+        self.loads.append(os.getloadavg()[0])
         console.print(f"[dim]  {self.what}: {value:.3g} {self.unit}[/dim]")
 
     @property
@@ -73,7 +73,7 @@ class Figure:
             "against": self.against.what if self.against else None,
             self.compare: self.compared,
             "target": self.target,
-            "highest load": self.load,
+            "loads": self.loads,
         }
 
 
@@ -129,7 +129,7 @@ def show(name: str, result: Result) -> None:
             str(len(one.values)),
             compared,
             _judged(one),
-            f"{one.load:.1f}{' noisy' if one.load > NOISY_LOAD else ''}",
+            f"{median(one.loads):.1f}{' noisy' if median(one.loads) > NOISY_LOAD else ''}",
         )
     console.print(table)
     for breakdown in result.breakdowns:

@@ -40,8 +40,8 @@ def measure(runs: int) -> Result:
             project.run(
                 str(CHECKOUT / "benchmarks" / "bare_training.py"),
                 str(table),
-                *map(str, arguments),
                 str(project.folder / "weights.pt"),
+                *map(str, arguments),
             )
             bare_ended = time.time()
             project.mlops("run", "iris")
@@ -66,13 +66,14 @@ def _steps(project: Project, began: float, ended: float) -> tuple[dict[str, floa
         event = events.materialized(instance, dg.AssetKey(["iris", "champion"]), began)
         if event is None:
             raise BenchmarkFailed("mlops run iris came to no decision")
-        entries = [one for one in instance.all_logs(event.run_id) if one.dagster_event]
+        logged = instance.all_logs(event.run_id)
+        entries = [(one.dagster_event, one.timestamp) for one in logged if one.dagster_event]
         made = {
             stage: _metadata(events.materialized(instance, dg.AssetKey(["iris", stage]), began))
             for stage in ("features", "model")
         }
-    starts = {one.dagster_event.step_key: one.timestamp for one in entries if one.dagster_event.is_step_start}
-    ends = {one.dagster_event.step_key: one.timestamp for one in entries if one.dagster_event.is_step_success}
+    starts = {str(event.step_key): moment for event, moment in entries if event.is_step_start}
+    ends = {str(event.step_key): moment for event, moment in entries if event.is_step_success}
     parts = {"until the first step (interpreter, imports, what is stale)": min(starts.values()) - began}
     parts.update({f"step {key}": ends[key] - starts[key] for key in sorted(starts, key=starts.__getitem__)})
     parts["between the steps"] = (

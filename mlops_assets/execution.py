@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import uuid
+
 import dagster as dg
+from dagster._core.events import JobFailureData, RunFailureReason
 
 from mlops_assets.assessment import Assessment
 from mlops_assets.errors import MlopsError
+from mlops_assets.liveness import hold
 from mlops_assets.provenance import job_name
+from mlops_assets.settings import settings
 
 
 class RunFailed(MlopsError):
     """A run that did not succeed."""
+
+
+class RunInterrupted(MlopsError):
+    """A run that Ctrl-C or SIGTERM ended."""
 
 
 def execute(now: Assessment, instance: dg.DagsterInstance) -> str:
@@ -18,17 +27,36 @@ def execute(now: Assessment, instance: dg.DagsterInstance) -> str:
 
     Raises:
         RunFailed: A step or a blocking check failed; says which, and what it said.
+        RunInterrupted: Ctrl-C or SIGTERM ended it; Dagster and MLflow know.
     """
     from mlops_assets.definitions import defs
 
     job = defs().resolve_job_def(job_name(now.pipeline.name))
     quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+    run_id = str(uuid.uuid4())
+    hold(settings().home, run_id)  # before the run exists, so that it is found dead whenever this process dies
     result = job.execute_in_process(
-        instance=instance, run_config=quiet, asset_selection=now.selection, tags=now.tags, raise_on_error=False
+        instance=instance,
+        run_id=run_id,
+        run_config=quiet,
+        asset_selection=now.selection,
+        tags=now.tags,
+        raise_on_error=False,
     )
-    if not result.success:
-        raise RunFailed(f"run {result.run_id[:8]} of {now.pipeline.name} failed: {'; '.join(_failures(result))}")
-    return result.run_id
+    if result.success:
+        return run_id
+    name = f"run {run_id[:8]} of {now.pipeline.name}"
+    if _was_interrupted(result):
+        raise RunInterrupted(f"{name} was interrupted; `mlops run {now.pipeline.name}` goes on where it stopped")
+    raise RunFailed(f"{name} failed: {'; '.join(_failures(result))}")
+
+
+def _was_interrupted(result: dg.ExecuteInProcessResult) -> bool:
+    ends = [event.event_specific_data for event in result.all_events if event.is_job_failure]
+    return any(
+        isinstance(end, JobFailureData) and end.failure_reason == RunFailureReason.UNEXPECTED_TERMINATION
+        for end in ends
+    )
 
 
 def _failures(result: dg.ExecuteInProcessResult) -> list[str]:

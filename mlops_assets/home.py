@@ -5,6 +5,7 @@ Belongs here: making the home, and telling in one sentence why it cannot be used
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,6 +52,9 @@ def ensure_home(here: Settings | None = None) -> Settings:
             aside = folder / f"dagster.yaml.{os.getpid()}"
             aside.write_text(DAGSTER_YAML, encoding="utf-8")
             aside.replace(target)
+        for each in (here.home, folder):
+            if not os.access(each, os.W_OK):
+                raise PermissionError(errno.EACCES, "no right to write")
     except OSError as error:
         raise HomeError(
             f"the home {here.home} cannot be written ({error.strerror}); mend its rights or set MLOPS_HOME elsewhere"
@@ -81,12 +85,22 @@ def open_instance(here: Settings) -> Iterator[dg.DagsterInstance]:
     """The Dagster instance of the home.
 
     Its databases are made under a lock: two processes that open a fresh instance collide in its migrations.
+
+    Raises:
+        HomeError: `DAGSTER_HOME` or the `dagster.yaml` in it is not usable.
     """
     import dagster as dg
+    import yaml
     from filelock import FileLock
 
     with FileLock(here.dagster_home / ".create.lock"):
-        instance = dg.DagsterInstance.get()
+        try:
+            instance = dg.DagsterInstance.get()
+        except (dg.DagsterError, yaml.YAMLError) as error:
+            folder, said = os.environ.get("DAGSTER_HOME", ""), " ".join(str(error).split())
+            raise HomeError(
+                f"Dagster cannot start from {folder} ({said}); mend its dagster.yaml, or DAGSTER_HOME"
+            ) from None
         _ = instance.run_storage, instance.event_log_storage, instance.schedule_storage
     with instance:
         yield instance

@@ -1,33 +1,55 @@
 """Whether the process of a run is alive: a file that it holds locked until it ends, however it ends.
 
-The kernel drops a lock with its process, so nothing is left to clean up after `kill -9`, and a process id that is used
-again cannot mislead. Where the lock files are not shared, nothing is known, and no run is called dead.
+The kernel drops a lock with its process, so `kill -9` leaves only a file that nobody holds, and a process id that is
+used again cannot mislead. Where the files are not shared, nothing is known, and no run is called dead.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
-_held: dict[str, int] = {}
+_held: dict[Path, int] = {}
 
 
 def hold(home: Path, run_id: str) -> None:
-    """Lock the run's file until this process ends; several processes may share a run."""
-    if run_id in _held:
+    """Lock the run's file until this process ends; several processes may share a run.
+
+    Raises:
+        OSError: The home cannot be written.
+    """
+    path = home / "runs" / run_id
+    if path in _held:
         return
-    folder = home / "runs"
-    folder.mkdir(parents=True, exist_ok=True)
-    file = os.open(folder / run_id, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    fcntl.flock(file, fcntl.LOCK_SH)
-    _held[run_id] = file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fcntl.flock(file, fcntl.LOCK_SH)
+        if _is(file, path):
+            break
+        os.close(file)  # somebody removed it between the two calls
+    os.utime(file)
+    _held[path] = file
 
 
-def dead(home: Path, run_ids: Iterable[str]) -> list[str]:
-    """Those of the runs that some process held, and that none holds any more."""
-    return [run_id for run_id in run_ids if _free(home / "runs" / run_id)]
+def is_known(home: Path, run_id: str) -> bool:
+    """Whether some process has ever held the run, and it was not forgotten since."""
+    return (home / "runs" / run_id).exists()
+
+
+def released(home: Path) -> dict[str, float]:
+    """The runs that some process held and that none holds now, with the time when one last took it.
+
+    Returns:
+        Seconds since the epoch by run id.
+    """
+    try:
+        paths = list((home / "runs").iterdir())
+    except FileNotFoundError:
+        return {}
+    taken = {path.name: _released(path) for path in paths}
+    return {run_id: when for run_id, when in taken.items() if when is not None}
 
 
 def forget(home: Path, run_id: str) -> None:
@@ -35,15 +57,22 @@ def forget(home: Path, run_id: str) -> None:
     (home / "runs" / run_id).unlink(missing_ok=True)
 
 
-def _free(path: Path) -> bool:
+def _released(path: Path) -> float | None:
     try:
         file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
-        return False
+        return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.fstat(file).st_mtime
     except BlockingIOError:
-        return False
+        return None
     finally:
         os.close(file)
-    return True
+
+
+def _is(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False

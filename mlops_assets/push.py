@@ -176,7 +176,7 @@ def _refusal(launched: dict[str, Any], name: str, here: Settings) -> str:
     told = _line(launched.get("message") or "; ".join(str(error["message"]) for error in errors))
     match launched["__typename"]:
         case "PythonError" if "DagsterCodeLocation" in told:
-            return f"{where} cannot load the code location '{LOCATION}'; its page on deployment says why ({told})"
+            return f"{where} cannot load the code location '{LOCATION}'; its Deployment page says why ({told})"
         case "PythonError" | "PipelineNotFoundError" if "job" in told.lower() and f"{name}_job" in told:
             return f"{where} does not know the pipeline '{name}' yet; reload the code location '{LOCATION}' there"
         case "InvalidSubsetError":

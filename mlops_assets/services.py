@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,19 +123,16 @@ def _wait_ready(service: Service, process: subprocess.Popen[bytes], deadline: fl
         time.sleep(0.1)
 
 
-def _stop(processes: Iterable[subprocess.Popen[bytes]]) -> None:
-    alive = [process for process in processes if process.poll() is None]
-    for process in alive:
-        process.send_signal(signal.SIGTERM)
+def _stop(processes: Collection[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.terminate()
     deadline = time.monotonic() + STOP_SECONDS
-    for process in alive:
+    for process in processes:
         with suppress(subprocess.TimeoutExpired):
             process.wait(max(0.1, deadline - time.monotonic()))
-        # The whole group: what it started and left behind goes too.
-        try:
+        # The whole group, also of a service that ended by itself: what it started and left behind goes too.
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
         process.wait()
 
 

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from mlops_assets.settings import settings
+from mlops_assets_tests.mlflow_fixtures import home, store_template, tracking
+
+__all__ = ["home", "store_template", "tracking"]
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Real MLflow stores for tests, loaded for all of them by the settings of pytest.
+"""Real MLflow stores for tests, which `conftest.py` gives to all of them.
 
 Creating a database runs some sixty migrations (2 s), so one is made per session and copied.
 """

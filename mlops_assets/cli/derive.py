@@ -80,14 +80,15 @@ class Derived:
         return [column for column in self.columns if column.role == role]
 
 
-def derive(frame: pl.DataFrame, *, name: str, key: str, target: str) -> Derived:
+def derive(frame: pl.DataFrame, *, name: str, key: str, target: str, text: bool) -> Derived:
     """Look at a table.
 
     Args:
-        frame: As `read_table` gives it without types: text from CSV, typed from Parquet.
+        frame: As `read_table` gives it without types.
         name: The pipeline's name, which the salt of the split begins with.
         key: Column that identifies a row.
         target: Column with the class.
+        text: Whether it comes from text, so that the schema decides on the types.
 
     Raises:
         DeriveError: Key or target cannot be what they are said to be, or no column can become a number.
@@ -98,7 +99,7 @@ def derive(frame: pl.DataFrame, *, name: str, key: str, target: str) -> Derived:
             raise DeriveError(f"the table has no column '{column}' to be the {role}; its columns are {known}")
     if key == target:
         raise DeriveError(f"key and target must be two columns (both are '{key}')")
-    keys, labels = _keys(frame[key]), _labels(frame[target])
+    keys, labels = _keys(frame[key], text=text), _labels(frame[target])
     counts = labels.alias("class").value_counts(sort=True, name="rows")
     classes = sorted(counts["class"].to_list())
     test = 0.3 if frame.height < SMALL_TABLE else 0.2
@@ -106,7 +107,7 @@ def derive(frame: pl.DataFrame, *, name: str, key: str, target: str) -> Derived:
     columns = [Column(key, keys.dtype, role="key"), Column(target, frame[target].dtype, role="target")]
     taken = {key, target, RESERVED}
     for values in frame.drop(key, target):
-        columns.append(_column(values, parts == "train", taken))
+        columns.append(_column(values, _type(values) if text else values.dtype, parts == "train", taken))
         taken.update(_feature_names(columns[-1]))
     columns.sort(key=lambda column: frame.get_column_index(column.name))
     derived = Derived(
@@ -125,11 +126,11 @@ def derive(frame: pl.DataFrame, *, name: str, key: str, target: str) -> Derived:
     return derived
 
 
-def _keys(values: pl.Series) -> pl.Series:
+def _keys(values: pl.Series, *, text: bool) -> pl.Series:
     name = values.name
     if values.dtype == pl.String:
         whole = cast_text(values, pl.Int64)
-        if whole.null_count() == values.null_count() and whole.n_unique() == values.n_unique():
+        if text and whole.null_count() == values.null_count() and whole.n_unique() == values.n_unique():
             values = whole
     elif not (values.dtype.is_integer() or values.dtype == pl.Date):
         raise DeriveError(f"column '{name}' is {values.dtype}: a key must be whole numbers, text or dates")
@@ -179,15 +180,13 @@ def _split(name: str, keys: pl.Series, labels: pl.Series, test: float) -> tuple[
     )
 
 
-def _column(values: pl.Series, train: pl.Series, taken: set[str]) -> Column:
+def _column(values: pl.Series, dtype: pl.DataType, train: pl.Series, taken: set[str]) -> Column:
     name = values.name
     if not name or (name.startswith("^") and name.endswith("$")):
         return Column(name, None, note="without a name that can be used")
     if values.null_count() == len(values):
-        dtype = values.dtype if values.dtype == pl.String else None
-        return Column(name, dtype, nullable=True, note="empty")
-    dtype = _type(values)
-    typed = cast_text(values, dtype) if values.dtype == pl.String else values
+        return Column(name, dtype if dtype == pl.String else None, nullable=True, note="empty")
+    typed = cast_text(values, dtype) if values.dtype != dtype else values
     nullable = typed.has_nulls() or (dtype.is_float() and bool(typed.is_nan().any()))
     numbers = _numbers(typed)
     if numbers is None:
@@ -200,9 +199,9 @@ def _column(values: pl.Series, train: pl.Series, taken: set[str]) -> Column:
 
 
 def _type(values: pl.Series) -> pl.DataType:
-    """The type that a schema should ask for; of text, whole numbers or numbers where every value is one."""
-    if values.dtype == pl.String:
-        for dtype in (pl.Int64(), pl.Float64()):
+    """The type that a schema should ask for; of text, a number or a time where every value is one."""
+    if values.dtype == pl.String and values.null_count() < len(values):
+        for dtype in (pl.Int64(), pl.Float64(), pl.Date(), pl.Datetime("us")):
             if cast_text(values, dtype).null_count() == values.null_count():
                 return dtype
     return values.dtype
@@ -213,7 +212,7 @@ def _numbers(values: pl.Series) -> pl.Series | None:
     if values.dtype == pl.String:
         marked = values.is_in(MISSING)
         numbers = values.cast(pl.Float64, strict=False)
-        if not marked.any() or not (numbers.is_not_null() | marked | values.is_null()).all() or marked.all():
+        if numbers.null_count() == len(values) or not (numbers.is_not_null() | marked | values.is_null()).all():
             return None
     elif values.dtype.is_numeric() or values.dtype == pl.Boolean:
         numbers = values.cast(pl.Float64)
@@ -231,7 +230,7 @@ def _number(values: pl.Series, numbers: pl.Series, train: pl.Series, *, nullable
         lowest, highest = known.min(), known.max()
         if isinstance(lowest, float) and isinstance(highest, float) and highest - lowest + 1 == len(values):
             return Column(name, dtype, note="a running number")
-    if not numbers.has_nulls():
+    if not numbers.has_nulls() and dtype != pl.String:
         return Column(name, dtype, role="number")
     median = numbers.filter(train).median()
     fill = float(f"{median:.6g}") if isinstance(median, float) and math.isfinite(median) else 0.0

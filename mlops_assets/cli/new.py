@@ -134,7 +134,7 @@ def write_pipeline(
     if not key:
         key = next(one for one in ("id", "row_id", *(f"row_id_{n}" for n in range(999))) if one not in frame.columns)
         frame = numbered(frame, key)
-    derived = derive(frame, name=name, key=key, target=table.target)
+    derived = derive(frame, name=name, key=key, target=table.target, text=ending(path) not in {".parquet", ".pq"})
     with _aside(name, defs) as folder:
         folder.mkdir()
         content = table.file

@@ -50,7 +50,7 @@ def schema_source(derived: Derived, path: str) -> str:
     for column in derived.columns:
         if column.dtype is None and column.role == "left out":
             continue
-        arguments = [] if column.dtype is None else [f"pl.{column.dtype!r}"]
+        arguments = [] if column.dtype is None else [f"pl.{column.dtype!r}".replace("'", '"')]
         if column.role == "category":
             arguments.append(f"{'' if arguments else 'checks='}pa.Check.isin(CATEGORIES[{literal(column.name)}])")
         if column.role == "key":
@@ -92,15 +92,13 @@ def features_source(derived: Derived) -> str:
     if left:
         lines += ["# Left out:", *[f"# - {literal(one.name)}, {one.note}"[:LINE] for one in left], ""]
     chosen = [literal(derived.key), literal(derived.target)]
-    parts = []
+    parts = ["the numbers with their gaps filled" if filled else "the numbers"] if numbers or filled else []
     if numbers:
         chosen.append("*NUMBERS")
-        parts.append("the numbers")
     body = []
     if filled:
         body.append("    filled = [_number(name).fill_null(value) for name, value in FILL.items()]")
         chosen.append("*filled")
-        parts.append("the numbers with their gaps filled")
     if categories:
         body += [
             "    known = [",
@@ -114,7 +112,7 @@ def features_source(derived: Derived) -> str:
     lines += [
         "",
         "def features(frame: pl.DataFrame) -> pl.DataFrame:",
-        f'    """Key and target, and as features {" and ".join(parts)}."""',
+        f'    """Key and target, then {" and ".join(parts)}."""',
         *body,
         f"    return frame.select({', '.join(chosen)})",
     ]

@@ -126,12 +126,10 @@ def _commit(request: dict[str, Any], payload: bytes) -> str | None:
             return None
         for path in removals:
             repo.rm(path, True, True, True)
-        kept = old.keys() - removed - files.keys()
-        for path, sources in _batches(files, changed | lost, kept):
+        for path, sources in _batches([files[path] for path in sorted(changed | lost)], set(old)):
             for source in sources:
                 # Oxen takes a file of the old size and time for unchanged; a copy has a time of its own
-                same_size = source.path in old and old[source.path].bytes == source.size
-                work.place(source, copy=same_size and source.path in changed | lost)
+                work.place(source, copy=source.path in old and old[source.path].bytes == source.size)
             repo.add(_literally(f"{work.root}/{path}"))
         for source in files.values():
             if source.local is not None and _stamp(source.local) != source.stamp:
@@ -139,12 +137,16 @@ def _commit(request: dict[str, Any], payload: bytes) -> str | None:
                     f"{source.local} was modified while it was being committed; nothing was committed, "
                     "so commit again when its writer is done."
                 )
+        if not all(_stored(tree, source) for source in files.values()):
+            raise OxenError(
+                "Oxen did not store all content; nothing was committed, so check the disk and commit again."
+            )
         if not (changed or removed):
             return None  # adding restored lost content; the version is the same
         oxen.user.config_user(request["author"], request["email"], f"{work.home}/user_config.toml")
         done: str = repo.commit(signed(request["message"], work.token)).id
         found = {entry.path: entry.hash for entry in tree.entries(done)}
-        if _branches(repo).get(branch) != done or found != wanted or not all(_stored(tree, files[p]) for p in changed):
+        if _branches(repo).get(branch) != done or found != wanted:
             odd = sorted(path for path in found.keys() | wanted.keys() if found.get(path) != wanted.get(path))
             raise OxenError(f"Oxen's commit {done} on {branch!r} is not what was asked ({odd[:3]}); commit again.")
         return done
@@ -158,8 +160,12 @@ def _removals(remove: list[str], old: dict[str, Any], files: dict[str, _Source])
     gone: set[str] = set()
     if "" in remove:
         remove = sorted({path.partition("/")[0] for path in old})
-    for path in remove:
-        below = {each for each in old if each == path or each.startswith(f"{path}/")}
+    found: dict[str, set[str]] = {path: set() for path in remove}
+    for path in old:
+        for place in (path, *_parents(path)):
+            if place in found:
+                found[place].add(path)
+    for path, below in found.items():
         if not below:
             raise PathNotFound(f"{path!r} is to be removed but is not there; check its spelling.")
         gone |= below - files.keys()
@@ -182,27 +188,26 @@ def _refuse_clashes(files: dict[str, _Source], old: set[str], removed: set[str])
             raise UnsafePath(f"{min(clash)!r} is a file there; remove it in the same commit to add {path!r}.")
 
 
-def _batches(files: dict[str, _Source], changed: set[str], kept: set[str]) -> list[tuple[str, list[_Source]]]:
-    """Return what to add in one call each: whole directories where nothing else lies, else single files.
+def _batches(sources: list[_Source], old: set[str]) -> list[tuple[str, list[_Source]]]:
+    """Return what to add in one call each: whole directories that are new, else single files.
 
-    Adding a directory also stages the removal of what the worktree lacks, so it must be given in full.
+    Adding a directory that the branch has already would remove what the worktree lacks, and Oxen loses one change in
+    some of these calls; adding single files, or a directory that is new, it does reliably.
     """
-    occupied = {parent for path in kept for parent in _parents(path)}
-    given: dict[str, int] = {}
+    occupied = {parent for path in old for parent in _parents(path)}
     number: dict[str, int] = {}
-    for path in files:
-        for parent in _parents(path):
-            given[parent] = given.get(parent, 0) + 1
-            number[parent] = number.get(parent, 0) + (path in changed)
-    worth = {path for path, count in number.items() if count >= max(_BULK, given[path] // _BULK)} - occupied
+    for source in sources:
+        for parent in _parents(source.path):
+            number[parent] = number.get(parent, 0) + 1
+    worth = {path for path, count in number.items() if count >= _BULK} - occupied - old
     whole: dict[str, list[_Source]] = {}
     single: list[tuple[str, list[_Source]]] = []
-    for path, source in files.items():
-        top = next((parent for parent in reversed(_parents(path)) if parent in worth), None)
-        if top is not None:
+    for source in sources:
+        top = next((parent for parent in reversed(_parents(source.path)) if parent in worth), None)
+        if top is None:
+            single.append((source.path, [source]))
+        else:
             whole.setdefault(top, []).append(source)
-        elif path in changed:
-            single.append((path, [source]))
     return [*whole.items(), *single]
 
 

@@ -193,6 +193,14 @@ def test_a_file_changed_between_hashing_and_adding_is_refused(
     assert repo.heads()["main"] == head
 
 
+@pytest.mark.slow
+def test_no_change_of_a_whole_directory_is_lost(repo: Repository) -> None:
+    """Oxen's own adding of a directory that exists loses changes in one of ten rounds of this."""
+    names = [f"old/{name}" for name in ("a", "b", "dir/a", "dir/b", "dir/sub/a", *(f"many/{n}" for n in range(12)))]
+    for n in range(60):
+        assert repo.commit("whole", files=dict.fromkeys(names, b"%4d" % n)) is not None
+
+
 def _random_history(repo: Repository, seed: int, rounds: int) -> None:
     """Commit at random, with names made to collide, against a dictionary as the model."""
     random_ = random.Random(seed)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -33,7 +33,8 @@ repo = Repository(Path(sys.argv[1]))
 name, branch, start, stop = sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
 print("ready", flush=True)
 for n in range(start, stop):
-    commit = repo.commit("the same", files={f"{name}/{n}": f"{name} {n}".encode(), f"{name}/last": b"%d" % n}, branch=branch)
+    files = {f"{name}/{n}": f"{name} {n}".encode(), f"{name}/last": b"%d" % n}
+    commit = repo.commit("the same", files=files, branch=branch)
     print("done", n, commit.id, flush=True)
 """
 
@@ -230,7 +231,8 @@ def test_kill_storm(repo: Repository, tmp_path: Path) -> None:
         time.sleep(random_.uniform(0, 0.4))
         victims = _workers(repo) if random_.random() < 0.5 else []
         for victim in victims:  # the worker first, or the parent first: both happen
-            with_suppressed_kill(victim.pid)
+            with suppress(ProcessLookupError):
+                os.killpg(victim.pid, signal.SIGKILL)
         os.killpg(process.pid, signal.SIGKILL)
         out, _ = process.communicate(timeout=20)
         acknowledged |= {int(line.split()[1]): line.split()[2] for line in out.splitlines() if line.startswith("done")}
@@ -242,13 +244,6 @@ def test_kill_storm(repo: Repository, tmp_path: Path) -> None:
     assert {f"w/{n}": b"w %d" % n for n in acknowledged}.items() <= found.items(), seed
     assert acknowledged
     _until(lambda: not _workers(repo))
-
-
-def with_suppressed_kill(pid: int) -> None:
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def test_an_error_text_is_one_sentence_that_names_the_repository(repo: Repository) -> None:

@@ -107,6 +107,7 @@ def test_differences(repo: Repository, head: str) -> None:
     assert repo.diff(head, commit.id) == (("data",), ("data/deep/y.txt", "data/x.bin"), ())
 
 
+@pytest.mark.slow
 def test_differences_in_a_directory_of_many_buckets(repo: Repository, tmp_path: Path) -> None:
     local = tmp_path / "many"
     local.mkdir()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlops_assets_tests.mlflow_fixtures import close_stores
-from mlops_assets_tests.processes.project import BRIEF, Project, copy_package
+from mlops_assets_tests.processes.project import EPOCHS, Project, copy_package
 
 
 @pytest.fixture
@@ -27,7 +27,10 @@ def project(store_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "MLOPS_MLFLOW_PORT": str(mlflow_port),
     }
     made = Project(root, home, environment)
-    made.edit("defs.yaml", "epochs: 200", f"epochs: {BRIEF}")
+    made.edit("defs.yaml", "epochs: 200", f"epochs: {EPOCHS}")
+    made.edit("model.py", "from torch import nn", "import pathlib, time\nfrom torch import nn")
+    wait = f"    while pathlib.Path({str(made.gate)!r}).exists():\n        time.sleep(0.05)\n"
+    made.edit("model.py", "    return MLP(", f"{wait}    return MLP(")
     try:
         yield made
     finally:

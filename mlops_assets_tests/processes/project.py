@@ -16,6 +16,7 @@ import dagster as dg
 import httpx
 import polars as pl
 import psutil
+from dagster._core.scheduler.instigation import InstigatorTick, TickStatus
 from mlflow.entities import Run
 
 from mlops_assets.fingerprint import PACKAGE_ROOT
@@ -29,10 +30,7 @@ from mlops_assets.tracking.runs import Tracking
 
 T = TypeVar("T")
 
-ENDLESS = 1_000_000
-"""Epochs that no test waits for."""
-
-BRIEF = 20
+EPOCHS = 20
 
 
 @dataclass
@@ -61,6 +59,10 @@ class Project:
         return self.root / "mlops_assets" / "defs" / "iris"
 
     @property
+    def gate(self) -> Path:
+        return self.root / "hold"
+
+    @property
     def output(self) -> Path:
         """What the processes of `start` print."""
         return self.home.parent / "output.log"
@@ -77,19 +79,18 @@ class Project:
         aside.write_text(text.replace(old, new))
         aside.replace(path)
 
-    def endless(self, *, on: bool) -> None:
-        """Let the training go on for ever, or be brief again."""
-        endless = f"epochs: {ENDLESS}\n    batch_size: 16\n    learning_rate: 0.01\n    patience: null"
-        brief = f"epochs: {BRIEF}\n    batch_size: 16\n    learning_rate: 0.01\n    patience: 30"
-        self.edit("defs.yaml", *((brief, endless) if on else (endless, brief)))
+    def hold_trainings(self) -> None:
+        """Let every training wait, in the middle of its MLflow run, until `release_trainings`; no source changes."""
+        self.gate.touch()
+
+    def release_trainings(self) -> None:
+        self.gate.unlink()
 
     def mlops(self, *arguments: str, timeout: float = 120, **variables: str) -> "subprocess.CompletedProcess[str]":
         """Run a command to its end."""
         return self.call([script("mlops"), *arguments], timeout=timeout, **variables)
 
-    def call(
-        self, command: list[str], timeout: float = 120, **variables: str
-    ) -> "subprocess.CompletedProcess[str]":
+    def call(self, command: list[str], timeout: float = 120, **variables: str) -> "subprocess.CompletedProcess[str]":
         """Run any command in the checkout to its end."""
         environment = self.environment | variables
         return subprocess.run(
@@ -111,9 +112,9 @@ class Project:
         self.started.append(process)
         return process
 
-    def up(self, **variables: str) -> "subprocess.Popen[bytes]":
-        """`mlops up`, answering."""
-        process = self.start(script("mlops"), "up", **variables)
+    def up(self) -> "subprocess.Popen[bytes]":
+        """`mlops up`, answering; started as a shell without a terminal starts `mlops up &`: Ctrl-C is ignored."""
+        process = self.start("sh", "-c", 'trap "" INT; exec "$0" up', script("mlops"))
 
         def answering() -> bool:
             assert process.poll() is None, f"mlops up ended with {process.returncode}"
@@ -170,6 +171,10 @@ class Project:
         with self.instance() as instance:
             return instance.get_runs()[::-1]
 
+    def statuses(self) -> list[str]:
+        """The status of all Dagster runs, the oldest first."""
+        return [run.status.value for run in self.runs()]
+
     def champion(self) -> ChampionFacts | None:
         with self.instance() as instance:
             return champion_facts(instance, "iris")
@@ -186,6 +191,32 @@ class Project:
                 for stage in ("dataset", "features", "model", "evaluation", "champion")
             }
 
+    def ticks(self, sensor: str = "iris_rematerialize") -> list[InstigatorTick]:
+        """The ticks of a sensor, the newest first."""
+        with self.instance() as instance:
+            (state,) = [one for one in instance.all_instigator_state() if one.instigator_name == sensor]
+            return list(instance.get_ticks(state.instigator_origin_id, state.selector_id))
+
+    def failed_ticks(self) -> list[str]:
+        """What went wrong in any sensor."""
+        with self.instance() as instance:
+            return [
+                f"{state.instigator_name}: {tick.error}"
+                for state in instance.all_instigator_state()
+                for tick in instance.get_ticks(state.instigator_origin_id, state.selector_id)
+                if tick.status == TickStatus.FAILURE
+            ]
+
+    def wait_until_settled(self) -> None:
+        """Wait for a tick that began after this moment and found nothing stale."""
+        now = time.time()
+
+        def settled() -> bool:
+            tick = self.ticks()[0]
+            return tick.timestamp > now and tick.skip_reason == "nothing is stale"
+
+        self.wait_for(settled, "the sensor to find nothing stale", 180)
+
     def tracking(self) -> Tracking:
         uri = self.environment.get("MLFLOW_TRACKING_URI")
         return Tracking(uri) if uri else Tracking.embedded(self.home)
@@ -201,7 +232,7 @@ class Project:
     def mlflow_statuses(self) -> list[tuple[str, str]]:
         """(parent or model, status) of all MLflow runs, the oldest first."""
         return [
-            ("parent" if keys.DAGSTER_PARENT in run.data.tags else "model", run.info.status)
+            ("model" if keys.DAGSTER_RUN in run.data.tags else "parent", run.info.status)
             for run in self.mlflow_runs()
         ]
 
@@ -239,7 +270,15 @@ def copy_package(root: Path) -> None:
 
 
 def send(process: "subprocess.Popen[bytes]", number: signal.Signals, timeout: float = 30) -> tuple[int, float]:
-    """Send a signal and wait; the exit code and the seconds that it took."""
+    """Send a signal and wait; the exit code and the seconds that it took.
+
+    Once more every ten seconds, as a person would: Python drops an interrupt that hits a weak reference's callback.
+    """
     began = time.monotonic()
-    process.send_signal(number)
-    return process.wait(timeout), time.monotonic() - began
+    while True:
+        process.send_signal(number)
+        try:
+            return process.wait(min(timeout, 10)), time.monotonic() - began
+        except subprocess.TimeoutExpired:
+            if time.monotonic() - began > timeout:
+                raise

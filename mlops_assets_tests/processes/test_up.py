@@ -1,25 +1,107 @@
-"""`mlops up`: it starts everything, and ends everything, however it comes."""
+"""`mlops up`: it starts everything, follows data and code, and ends everything, however it comes."""
 
+import json
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 
 from mlops_assets.data import samples
-from mlops_assets_tests.processes.project import Project, send
+from mlops_assets_tests.processes.conftest import free_ports
+from mlops_assets_tests.processes.project import Project, script, send
 
-pytestmark = pytest.mark.slow
+COMMITTER = """
+import sys
+from pathlib import Path
+from mlops_assets.oxen.repository import Repository
+
+who, table = sys.argv[2], Path("iris.csv").read_text()
+for number in range(5):
+    files = {"iris.csv": f"{table}{150 + int(who)},5.{number},3.{who},1.4,0.2,setosa\\n".encode(), f"{who}/{number}": b""}
+    Repository(Path(sys.argv[1])).commit(f"{who} {number}", files=files)
+"""
 
 
-def test_first(project: Project) -> None:
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_up_follows_data_and_code_until_ctrl_c(project: Project, record_property) -> None:
     began = time.monotonic()
     up = project.up()
-    print("up", time.monotonic() - began)
-    began = time.monotonic()
-    project.commit(samples.iris())
-    project.wait_for(project.champion, "champion")
-    print("champion", time.monotonic() - began)
-    print(project.mlflow_statuses(), project.made())
-    print([(p.pid, p.ppid(), p.cmdline()[1:6]) for p in project.alive()])
-    print(send(up, signal.SIGTERM))
-    print(project.alive(), project.told())
+    record_property("seconds until all answer", time.monotonic() - began)
+    done = project.mlops("data", "import", "iris", "--no-push")
+    assert done.returncode == 0, done.stderr
+    project.wait_for(project.champion, "the champion")
+    project.wait_until_settled()
+    assert project.mlflow_statuses() == [("parent", "FINISHED"), ("model", "FINISHED")]
+    assert project.made() == {"dataset": 1, "features": 1, "model": 1, "evaluation": 1, "champion": 1}
+
+    second = project.mlops("up")
+    assert second.returncode == 1
+    assert second.stderr == f"error: another `mlops up` runs with {project.home}; stop it, or set MLOPS_HOME\n"
+
+    project.edit("features.py", "    return frame", "    # the area is what tells them apart\n    return frame")
+    project.wait_until_settled()
+    project.wait_until_settled()
+    assert len(project.runs()) == 1, "a comment is no change"
+
+    project.edit("defs.yaml", "learning_rate: 0.01", "learning_rate: 0.02")
+    project.wait_for(lambda: project.made()["champion"] == 2, "the champion after the edit")
+    project.wait_until_settled()
+    assert project.made() == {"dataset": 1, "features": 1, "model": 2, "evaluation": 2, "champion": 2}
+
+    (project.root / "iris.csv").write_text(samples.iris().write_csv())
+    committers = [
+        project.start(sys.executable, "-c", COMMITTER, str(project.repository.path), who) for who in ("1", "2")
+    ]
+    assert [process.wait(120) for process in committers] == [0, 0], project.told()
+    messages = [commit.message for commit in project.repository.log("main")]
+    assert len(messages) == 11
+    assert set(messages) >= {f"{who} {number}" for who in "12" for number in range(5)}
+    assert len(project.repository.entries("", "main")) == 11
+    project.wait_until_settled()
+    assert project.failed_ticks() == []
+    assert set(project.statuses()) == {"SUCCESS"}
+    status = project.mlops("status")
+    assert "up to date" in status.stdout, status.stdout + status.stderr
+
+    code, seconds = send(up, signal.SIGINT)
+    assert code == 0
+    assert seconds < 20
+    assert project.output.read_text().endswith("stopped\n")
+    assert not project.alive()
+
+
+@pytest.mark.slow
+def test_the_death_of_a_service_or_of_up_ends_all(project: Project) -> None:
+    up = project.up()
+    child(up, "dagster_webserver").kill()
+    assert up.wait(60) == 1
+    told = project.output.read_text()
+    assert "error: Dagster ended" in told
+    assert "dagster.log ends with:" in told
+    assert "Traceback" not in told
+    project.wait_for(lambda: not project.alive(), "the end of all", 20)
+
+    up = project.up()
+    send(up, signal.SIGKILL)
+    project.wait_for(lambda: not project.alive(), "the end of all", 30)
+
+
+@pytest.mark.slow
+def test_a_taken_port_is_one_sentence(project: Project) -> None:
+    import socket
+
+    for name in ("MLOPS_DAGSTER_PORT", "MLOPS_MLFLOW_PORT"):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            done = project.mlops("up", **{name: str(port)})
+        assert done.returncode == 1
+        assert done.stderr == (
+            f"error: port {port} on 127.0.0.1 cannot be used (Address already in use); "
+            f"stop what listens there, or set {name}\n"
+        )
+    assert not project.alive()
