@@ -66,6 +66,8 @@ def measure(runs: int) -> Result:
             for how in TARGETS:
                 variant += 1
                 for name, (side, figures) in sides.items():
+                    for each in (platform, trivial):
+                        _finished(each.instance)  # the rest of one's run must not slow the other
                     seconds, parts, moment = _trial(side, how, variant)
                     if number:
                         figures[how].add(seconds)
@@ -79,7 +81,6 @@ def measure(runs: int) -> Result:
 
 def _trial(side: Side, how: str, variant: int) -> tuple[float, dict[str, float], float]:
     """Change something at a random moment; returns seconds until the asset is there, their parts, and its moment."""
-    _finished(side.instance)
     time.sleep(1 + side.phase.uniform(0, LOOP_SECONDS))
     side.began = time.time()
     acknowledged = side.act[how](variant)

@@ -12,7 +12,6 @@ from mlops_assets.resources.store import StoreResource
 from mlops_assets.sensors.run_status import build_run_status
 from mlops_assets.settings import settings
 
-
 # Dagster warns of its own use of a beta parameter inside an observable source asset, at every load.
 warnings.filterwarnings("ignore", "Parameter `execution_type`", dg.BetaWarning)
 

@@ -251,7 +251,7 @@ class Repository:
             kind = config.get("storage", {}).get("kind", "local")
         except OSError as error:
             raise RepositoryNotFound(
-                f"there is no Oxen repository at {self.path} ({error.strerror}); create it with init()."
+                f"there is no Oxen repository at {self.path} ({error.strerror}); `mlops data import` makes one."
             ) from None
         except (ValueError, AttributeError) as error:
             raise TreeFormatError(f"{self._store / 'config.toml'} cannot be read ({error}); mend it.") from error

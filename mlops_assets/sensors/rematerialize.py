@@ -1,7 +1,7 @@
 """The `rematerialize` sensor: ask for exactly what a change of data or code made stale.
 
-Belongs here: one tick. Does not: the comparison that it rests on (`assessment.py`, `staleness.py`), which is not only the
-sensor's: `mlops status` and the push of `mlops data commit` use it too.
+Belongs here: one tick. Does not: the comparison that it rests on (`assessment.py`, `staleness.py`), which
+`mlops status` and the push of `mlops data commit` share.
 """
 
 import dagster as dg

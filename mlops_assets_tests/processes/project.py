@@ -232,8 +232,7 @@ class Project:
     def mlflow_statuses(self) -> list[tuple[str, str]]:
         """(parent or model, status) of all MLflow runs, the oldest first."""
         return [
-            ("model" if keys.DAGSTER_RUN in run.data.tags else "parent", run.info.status)
-            for run in self.mlflow_runs()
+            ("model" if keys.DAGSTER_RUN in run.data.tags else "parent", run.info.status) for run in self.mlflow_runs()
         ]
 
     def is_training(self) -> bool:

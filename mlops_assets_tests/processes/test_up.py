@@ -1,18 +1,17 @@
 """`mlops up`: it starts everything, follows data and code, and ends everything, however it comes."""
 
-import json
 import signal
-import subprocess
+import socket
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 
 from mlops_assets.data import samples
-from mlops_assets_tests.processes.conftest import free_ports
-from mlops_assets_tests.processes.project import Project, script, send
+from mlops_assets_tests.processes.project import Project, send
+
+pytestmark = pytest.mark.slow
 
 COMMITTER = """
 import sys
@@ -21,12 +20,12 @@ from mlops_assets.oxen.repository import Repository
 
 who, table = sys.argv[2], Path("iris.csv").read_text()
 for number in range(5):
-    files = {"iris.csv": f"{table}{150 + int(who)},5.{number},3.{who},1.4,0.2,setosa\\n".encode(), f"{who}/{number}": b""}
+    content = f"{table}{150 + int(who)},5.{number},3.{who},1.4,0.2,setosa\\n".encode()
+    files = {"iris.csv": content, f"{who}/{number}": b""}
     Repository(Path(sys.argv[1])).commit(f"{who} {number}", files=files)
 """
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_up_follows_data_and_code_until_ctrl_c(project: Project, record_property) -> None:
     began = time.monotonic()
@@ -61,7 +60,7 @@ def test_up_follows_data_and_code_until_ctrl_c(project: Project, record_property
     messages = [commit.message for commit in project.repository.log("main")]
     assert len(messages) == 11
     assert set(messages) >= {f"{who} {number}" for who in "12" for number in range(5)}
-    assert len(project.repository.entries("", "main")) == 11
+    assert len(project.repository.entries("", project.repository.resolve("main"))) == 11
     project.wait_until_settled()
     assert project.failed_ticks() == []
     assert set(project.statuses()) == {"SUCCESS"}
@@ -75,10 +74,12 @@ def test_up_follows_data_and_code_until_ctrl_c(project: Project, record_property
     assert not project.alive()
 
 
-@pytest.mark.slow
 def test_the_death_of_a_service_or_of_up_ends_all(project: Project) -> None:
     up = project.up()
-    child(up, "dagster_webserver").kill()
+    (webserver,) = [
+        child for child in psutil.Process(up.pid).children(recursive=True) if "dagster_webserver" in child.cmdline()
+    ]
+    webserver.kill()
     assert up.wait(60) == 1
     told = project.output.read_text()
     assert "error: Dagster ended" in told
@@ -91,10 +92,7 @@ def test_the_death_of_a_service_or_of_up_ends_all(project: Project) -> None:
     project.wait_for(lambda: not project.alive(), "the end of all", 30)
 
 
-@pytest.mark.slow
 def test_a_taken_port_is_one_sentence(project: Project) -> None:
-    import socket
-
     for name in ("MLOPS_DAGSTER_PORT", "MLOPS_MLFLOW_PORT"):
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]

@@ -10,7 +10,6 @@ from mlops_assets.tracking.runs import Tracking
 from mlops_assets.tracking.store import TrackingError
 
 
-
 def logged_model(tracking: Tracking, folder: Path) -> tuple[str, str]:
     """A logged model with the one file that makes it one; the real thing is tested with the runs."""
     files = folder / "model"

@@ -16,7 +16,6 @@ from mlops_assets.tracking.runs import Tracking
 from mlops_assets_tests.resources import mlflow_jobs
 
 
-
 @pytest.fixture
 def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
     folder = tmp_path / "dagster"

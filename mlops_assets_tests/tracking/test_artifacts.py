@@ -11,7 +11,6 @@ from mlops_assets.tracking.runs import Tracking
 from mlops_assets.tracking.store import artifact_directory
 
 
-
 @pytest.mark.parametrize(
     ("uri", "path"),
     [

@@ -14,7 +14,6 @@ from mlops_assets.tracking.runs import OpenRun, Tracking
 from mlops_assets.tracking.store import TrackingError
 
 
-
 class Interrupted(BaseException):
     """As Dagster's interruption: no Exception."""
 

@@ -9,7 +9,6 @@ import pytest
 from mlops_assets.tracking.runs import Tracking
 from mlops_assets.tracking.store import TrackingError, ensure_store, may_have_open_runs
 
-
 CREATE = """
 import sys, pathlib
 from mlops_assets.tracking.store import ensure_store

@@ -1,0 +1,69 @@
+"""With MLflow on a server, and steps that are processes of their own."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mlops_assets.data import samples
+from mlops_assets_tests.processes.conftest import free_ports
+from mlops_assets_tests.processes.project import Project, is_answering, script, send
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+def test_multiprocess_steps_log_to_a_server_and_killed_runs_are_closed_there(
+    project: Project, store_template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (port,) = free_ports(1)
+    uri = f"http://127.0.0.1:{port}"
+    server = project.start(
+        *(sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"),
+        *("--backend-store-uri", f"sqlite:///{project.root}/mlflow.db"),
+        *("--artifacts-destination", str(project.root / "artifacts")),
+        MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
+    )
+    project.wait_for(lambda: is_answering(f"{uri}/health"), "the MLflow server")
+    project.environment |= {"MLFLOW_TRACKING_URI": uri}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    project.commit(samples.iris())
+    daemon = start_daemon(project)
+    project.wait_for(project.champion, "the champion", 120)
+    ended = [("parent", "FINISHED"), ("model", "FINISHED")]
+    project.wait_for(lambda: project.mlflow_statuses() == ended, "MLflow to know")
+    assert set(project.made().values()) == {1}
+    send(daemon, signal.SIGTERM)
+
+    project.hold_trainings()
+    project.commit(samples.iris_uci())
+    run = project.start(script("mlops"), "run", "iris")
+    project.wait_for(project.is_training, "the training")
+    send(run, signal.SIGKILL)
+    project.release_trainings()
+    daemon = start_daemon(project)
+    killed = [("parent", "FAILED"), ("model", "KILLED")]
+    project.wait_for(
+        lambda: project.mlflow_statuses() == ended + killed + ended, "the sensor to close and to go on", 180
+    )
+    send(daemon, signal.SIGTERM)
+
+    project.commit(samples.iris().head(140))
+    send(server, signal.SIGTERM)
+    began = time.monotonic()
+    done = project.mlops("run", "iris")
+    assert done.returncode == 1
+    assert f"No MLflow server answers at {uri}" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert time.monotonic() - began < 30
+
+
+def start_daemon(project: Project) -> "subprocess.Popen[bytes]":
+    """Sensors, queue and code server alone; each step is a process."""
+    return project.start(
+        *(sys.executable, "-m", "dagster._daemon", "run", "-w", "workspace.yaml", "--log-level", "warning"),
+        MLOPS_EXECUTOR="multiprocess",
+        DAGSTER_HOME=str(project.home / "dagster"),
+    )
