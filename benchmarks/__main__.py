@@ -81,9 +81,10 @@ def _machine() -> dict[str, Any]:
 
 
 def _write(machine: dict[str, Any], results: dict[str, Result]) -> None:
-    """Write aside, then rename."""
+    """Put what was measured beside what earlier calls measured, each with the machine's state."""
+    told = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    told.update({name: {"machine": machine, **result.to_dict()} for name, result in results.items()})
     aside = RESULTS.with_suffix(f".{os.getpid()}")
-    told = {"machine": machine, "benchmarks": {name: result.to_dict() for name, result in results.items()}}
     aside.write_text(json.dumps(told, indent=2) + "\n")
     aside.replace(RESULTS)
 

@@ -47,7 +47,9 @@ def main(file: str, target: str, epochs: int, n_train: int, n_validation: int) -
     )
     y = torch.tensor([CLASSES.index(name) for name in frame["species"]])
     x = torch.tensor(frame.drop("id", "species").to_numpy().astype(np.float32))
-    train, validation, test = torch.randperm(len(y)).split([n_train, n_validation, len(y) - n_train - n_validation])
+    train, validation, test = torch.randperm(len(y)).split(  # type: ignore[no-untyped-call]
+        [n_train, n_validation, len(y) - n_train - n_validation]
+    )
     model = Network(x[train])
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.01, fused=True)
     best, weights = float("inf"), {}

@@ -18,10 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import psutil
+
 from mlops_assets.errors import MlopsError
 
 STOP_SECONDS: Final = 20.0
 """How long a service may take to stop before it is killed: Dagster waits for its own children."""
+
+KILL_SECONDS: Final = 5.0
+"""How long to wait for what was killed: it is gone in milliseconds unless the kernel waits for a dead disk."""
 
 PR_SET_PDEATHSIG: Final = 1
 """From Linux's prctl.h: the signal that a child gets when its parent dies."""
@@ -134,6 +139,18 @@ def _stop(processes: Collection[subprocess.Popen[bytes]]) -> None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+    deadline = time.monotonic() + KILL_SECONDS
+    while _any_alive({process.pid for process in processes}) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _any_alive(groups: set[int]) -> bool:
+    """Whether a process of one of the groups still runs: others' children, which nobody here can wait for."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            if os.getpgid(process.pid) in groups and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False
 
 
 def _tail(log: Path, lines: int = 3) -> str:

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from mlops_assets.errors import MlopsError
@@ -18,6 +18,10 @@ PROJECT: Final = PACKAGE_ROOT.parent
 """The checkout: where `pyproject.toml`, `workspace.yaml` and a user's `.env` lie."""
 
 
+class SettingsError(MlopsError):
+    """A variable has a value that cannot be used."""
+
+
 class HomeError(MlopsError):
     """The platform's home cannot be used."""
 
@@ -25,7 +29,7 @@ class HomeError(MlopsError):
 class Settings(BaseSettings):
     """Variables named `MLOPS_...`, from the environment or from `.env` beside `workspace.yaml`."""
 
-    model_config = SettingsConfigDict(env_prefix="MLOPS_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="MLOPS_", env_ignore_empty=True, extra="ignore")
 
     home: Path = Field(default=PROJECT / ".mlops", description="Where everything is kept that the platform writes.")
     store: str = Field(default="", description="fsspec URL of the store of outputs; empty is `HOME/store`.")
@@ -68,6 +72,11 @@ class Settings(BaseSettings):
         return self.store or str(self.home / "store")
 
 
+def _variable(location: tuple[int | str, ...]) -> str:
+    name = str(location[0])
+    return name if name.isupper() else f"MLOPS_{name.upper()}"
+
+
 @lru_cache(maxsize=1)
 def settings() -> Settings:
     """The process's settings, read once; `.env` fills what the environment leaves open.
@@ -77,7 +86,11 @@ def settings() -> Settings:
     from dotenv import load_dotenv
 
     load_dotenv(PROJECT / ".env", override=False)
-    loaded = Settings()
+    try:
+        loaded = Settings()
+    except ValidationError as error:
+        problems = (f"{_variable(one['loc'])} is '{one['input']}': {one['msg']}" for one in error.errors())
+        raise SettingsError("; ".join(problems) + "; correct it in the environment or in .env") from None
     loaded.home = loaded.home.expanduser().absolute()
     # Nothing phones home. Set here because every process of the platform reads its settings first.
     os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "true")

@@ -31,7 +31,11 @@ if TYPE_CHECKING:
 
     from mlops_assets.settings import Settings
 
-app = typer.Typer(help="Import, commit and look at the data of a pipeline, versioned in Oxen.", no_args_is_help=True)
+app = typer.Typer(
+    help="Import, commit and look at the data of a pipeline, versioned in Oxen.",
+    no_args_is_help=True,
+    epilog="Example: mlops data log iris",
+)
 
 SAMPLES: Final = ("iris",)
 """Repositories whose data ships inside a dependency."""

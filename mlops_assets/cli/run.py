@@ -26,9 +26,6 @@ INTERRUPTED: Final = 130
 
 def run(
     name: Annotated[str, typer.Argument(metavar="PIPELINE", help="Name of the pipeline, a folder below defs/.")],
-    force: Annotated[
-        bool, typer.Option("--all", help="Also take what is not stale through its checks again; nothing is recomputed.")
-    ] = False,
 ) -> None:
     """Materialize what is stale in a pipeline, in this process; ends with the champion.
 
@@ -40,13 +37,13 @@ def run(
     pipeline = find_pipeline(name)
     try:
         with _alone(here, name), open_instance(here) as instance:
-            _run(pipeline, here, instance, force=force)
+            _run(pipeline, here, instance)
     except (RunInterrupted, KeyboardInterrupt) as error:
         console.fail(error if isinstance(error, RunInterrupted) else RunInterrupted(f"{name} was interrupted"))
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _run(pipeline: Pipeline, here: Settings, instance: dg.DagsterInstance, *, force: bool) -> None:
+def _run(pipeline: Pipeline, here: Settings, instance: dg.DagsterInstance) -> None:
     from mlops_assets.assessment import Assessment, active_run
     from mlops_assets.execution import RunFailed, execute
     from mlops_assets.report import champion_line
@@ -63,9 +60,8 @@ def _run(pipeline: Pipeline, here: Settings, instance: dg.DagsterInstance, *, fo
     now = Assessment.of(pipeline, here.repository(pipeline.repository), instance)
     if now.plan.blocked and not now.plan.stale:
         raise RunFailed(f"{name} is blocked: {now.plan.blocked}; commit data that passes, or mend the schema")
-    wanted = bool(now.plan.stale) or force
     try:
-        if not wanted:
+        if not now.plan.stale:
             out.print(f"[green]{name}: nothing is stale[/green] (Oxen {now.head.commit.id[:12]})")
         else:
             for stage, why in now.plan.stale.items():
@@ -73,7 +69,7 @@ def _run(pipeline: Pipeline, here: Settings, instance: dg.DagsterInstance, *, fo
             with progress_of_runs():
                 execute(now, instance)
     finally:
-        if dead or wanted:
+        if dead or now.plan.stale:
             _close_mlflow_runs(here, instance)
     out.print(champion_line(instance, name))
 

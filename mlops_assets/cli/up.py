@@ -8,7 +8,7 @@ import sys
 import time
 from contextlib import ExitStack
 from types import FrameType
-from typing import Final
+from typing import Final, NoReturn
 
 from mlops_assets.cli.console import out
 from mlops_assets.errors import MlopsError
@@ -53,24 +53,39 @@ def up() -> None:
             require_free_port(here.host, here.dagster_port, "MLOPS_DAGSTER_PORT")
             if not here.mlflow_tracking_uri:
                 require_free_port(here.host, here.mlflow_port, "MLOPS_MLFLOW_PORT")
+            with out.status("closing what a killed predecessor left open ..."):
+                _tell(close_orphans(here))
+            try:
+                _serve(here)
+            finally:
+                _tell(close_orphans(here))  # the runs that went down with the services
+        except KeyboardInterrupt:
+            out.print("stopped")
+
+
+def _serve(here: Settings) -> NoReturn:
+    """Run the services until one of them, or a signal, ends it.
+
+    Raises:
+        ServiceError: A service did not start, or ended.
+    """
+    with ExitStack() as stack:
+        with out.status("starting Dagster and MLflow ..."):
             services = [dagster_service(here)]
             if not here.mlflow_tracking_uri:
                 services.append(mlflow_service(here))
-            with out.status("closing what a killed predecessor left open ..."):
-                closed = close_orphans(here)
-            for line in closed:
-                out.print(line)
-            with ExitStack() as stack:
-                with out.status("starting " + " and ".join(service.name for service in services) + " ..."):
-                    processes = stack.enter_context(started(services))
-                out.print(f"Dagster  [link]{here.dagster_url}[/link]   (log {services[0].log})")
-                out.print(f"MLflow   [link]{here.mlflow_url}[/link]")
-                out.print("Ctrl-C stops all.")
-                while not (error := ended(services, processes)):
-                    time.sleep(WATCH_SECONDS)
-                raise error
-        except KeyboardInterrupt:
-            out.print("stopped")
+            processes = stack.enter_context(started(services))
+        out.print(f"Dagster  [link]{here.dagster_url}[/link]   (log {services[0].log})")
+        out.print(f"MLflow   [link]{here.mlflow_url}[/link]")
+        out.print("Ctrl-C stops all.")
+        while not (error := ended(services, processes)):
+            time.sleep(WATCH_SECONDS)
+        raise error
+
+
+def _tell(lines: list[str]) -> None:
+    for line in lines:
+        out.print(line, markup=False)
 
 
 def dagster_service(here: Settings) -> Service:

@@ -60,7 +60,7 @@ def close_dead_runs(instance: dg.DagsterInstance, here: Settings, free_since: di
 def close_abandoned_runs(instance: dg.DagsterInstance, here: Settings) -> list[str]:
     """End the runs that died so early that they held nothing, and whose code server is gone with them.
 
-    Only for the moment before services start: a code server that is merely slow must not look gone.
+    Only for the moments before services start and after they stopped: one that is merely slow must not look gone.
 
     Returns:
         The ids of the runs that were closed.

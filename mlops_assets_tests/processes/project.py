@@ -6,9 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -41,6 +42,7 @@ class Project:
     home: Path
     environment: dict[str, str]
     started: list["subprocess.Popen[bytes]"] = field(default_factory=list)
+    closing: ExitStack = field(default_factory=ExitStack)
 
     @property
     def dagster_url(self) -> str:
@@ -141,6 +143,7 @@ class Project:
                 process.kill()
         for process in self.started:
             process.wait()
+        self.closing.close()
 
     def wait_for(self, condition: Callable[[], T], what: str, timeout: float = 90) -> T:
         """Poll until a condition holds; a failure quotes the logs."""
@@ -149,7 +152,7 @@ class Project:
             value = condition()
             if value:
                 return value
-            time.sleep(0.1)
+            time.sleep(0.2)
         raise AssertionError(f"waited {timeout:.0f} s for {what}\n{self.told()}")
 
     def told(self) -> str:
@@ -161,51 +164,46 @@ class Project:
             parts.append(f"--- MLflow runs: {self.mlflow_statuses()}")
         return "\n".join(parts)
 
-    @contextmanager
-    def instance(self) -> Iterator[dg.DagsterInstance]:
-        with open_instance(ensure_home(settings())) as instance:
-            yield instance
+    @cached_property
+    def instance(self) -> dg.DagsterInstance:
+        """The Dagster instance of the home, opened once."""
+        return self.closing.enter_context(open_instance(ensure_home(settings())))
 
     def runs(self) -> list[dg.DagsterRun]:
         """All Dagster runs, the oldest first."""
-        with self.instance() as instance:
-            return instance.get_runs()[::-1]
+        return self.instance.get_runs()[::-1]
 
     def statuses(self) -> list[str]:
         """The status of all Dagster runs, the oldest first."""
         return [run.status.value for run in self.runs()]
 
     def champion(self) -> ChampionFacts | None:
-        with self.instance() as instance:
-            return champion_facts(instance, "iris")
+        return champion_facts(self.instance, "iris")
 
     def made(self) -> dict[str, int]:
         """How often each stage was materialized."""
-        with self.instance() as instance:
-            return {
-                stage: len(
-                    instance.fetch_materializations(
-                        dg.AssetRecordsFilter(asset_key=asset_key("iris", stage)), limit=100
-                    ).records
-                )
-                for stage in ("dataset", "features", "model", "evaluation", "champion")
-            }
+        return {
+            stage: len(
+                self.instance.fetch_materializations(
+                    dg.AssetRecordsFilter(asset_key=asset_key("iris", stage)), limit=100
+                ).records
+            )
+            for stage in ("dataset", "features", "model", "evaluation", "champion")
+        }
 
     def ticks(self, sensor: str = "iris_rematerialize") -> list[InstigatorTick]:
         """The ticks of a sensor, the newest first."""
-        with self.instance() as instance:
-            (state,) = [one for one in instance.all_instigator_state() if one.instigator_name == sensor]
-            return list(instance.get_ticks(state.instigator_origin_id, state.selector_id))
+        (state,) = [one for one in self.instance.all_instigator_state() if one.instigator_name == sensor]
+        return list(self.instance.get_ticks(state.instigator_origin_id, state.selector_id))
 
     def failed_ticks(self) -> list[str]:
         """What went wrong in any sensor."""
-        with self.instance() as instance:
-            return [
-                f"{state.instigator_name}: {tick.error}"
-                for state in instance.all_instigator_state()
-                for tick in instance.get_ticks(state.instigator_origin_id, state.selector_id)
-                if tick.status == TickStatus.FAILURE
-            ]
+        return [
+            f"{state.instigator_name}: {tick.error}"
+            for state in self.instance.all_instigator_state()
+            for tick in self.instance.get_ticks(state.instigator_origin_id, state.selector_id)
+            if tick.status == TickStatus.FAILURE
+        ]
 
     def wait_until_settled(self) -> None:
         """Wait for a tick that began after this moment and found nothing stale."""

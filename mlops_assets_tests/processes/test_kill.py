@@ -45,10 +45,16 @@ def test_everything_killed_and_then_a_worker_killed(project: Project) -> None:
     assert any(run.parent_run_id == killed for run in project.runs())
     assert project.made()["model"] == 2
 
+    project.hold_trainings()
+    project.commit(samples.iris().head(140))
+    project.wait_for(project.is_training, "the third training")
     code, seconds = send(up, signal.SIGTERM)
     assert code == 0
-    assert seconds < 20
+    assert seconds < 25
     assert not project.alive()
+    assert project.statuses()[-1] in {"FAILURE", "CANCELED"}
+    assert project.mlflow_statuses() == ended * 2 + [("parent", project.mlflow_statuses()[-2][1]), ("model", "KILLED")]
+    assert project.mlflow_statuses()[-2][1] in {"FAILED", "KILLED"}
 
 
 def version(project: Project) -> int:

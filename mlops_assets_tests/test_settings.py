@@ -1,0 +1,31 @@
+"""The environment is read once, and what cannot be used is named."""
+
+from pathlib import Path
+
+import pytest
+
+from mlops_assets.settings import PROJECT, SettingsError, settings
+
+
+def test_a_value_that_cannot_be_used_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLOPS_DAGSTER_PORT", "abc")
+    with pytest.raises(SettingsError, match="MLOPS_DAGSTER_PORT is 'abc': Input should be a valid integer"):
+        settings()
+
+
+def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLOPS_HOME", "")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    assert settings().home == PROJECT / ".mlops"
+    assert settings().mlflow_url == "http://127.0.0.1:5000"
+
+
+def test_a_server_of_mlflow_is_where_people_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.com/")
+    assert settings().mlflow_url == "https://mlflow.example.com"
+
+
+def test_the_home_is_absolute_wherever_a_process_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLOPS_HOME", "relative")
+    assert settings().home == tmp_path / "relative"
