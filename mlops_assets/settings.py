@@ -6,6 +6,7 @@ import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -63,7 +64,8 @@ class Settings(BaseSettings):
     def mlflow_url(self) -> str:
         """Where a person looks at MLflow: the server, or the one that `mlops up` starts."""
         if self.mlflow_tracking_uri.startswith("http"):
-            return self.mlflow_tracking_uri.rstrip("/")
+            parts = urlsplit(self.mlflow_tracking_uri.rstrip("/"))
+            return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))  # never show credentials
         return f"http://{self.host}:{self.mlflow_port}"
 
     @property

@@ -12,6 +12,7 @@ by a step that trains, under a lock, and all of that state is handed back as it 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import warnings
 from collections.abc import Generator, Iterator
@@ -140,6 +141,10 @@ def _make(tracking: Tracking, context: dg.AssetExecutionContext, experiment: str
     )
     with tracking.one_sentence(), _fluent_state(tracking.uri), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Class `MlFlow` is currently in beta", dg.BetaWarning)
+        # dagster-mlflow tags the run after it started it; a process that died in between would leave one that nobody
+        # recognises, so the tags come with the start.
+        born_with = {keys.DAGSTER_PARENT: run.run_id, keys.DAGSTER_INSTANCE: instance_id(context.instance)}
+        os.environ["MLFLOW_RUN_CONTEXT"] = json.dumps(born_with)
         mlflow_class(asked)
         import mlflow
 
@@ -159,7 +164,8 @@ def _fluent_state(uri: str) -> Iterator[None]:
     from mlflow.tracking._tracking_service.utils import _use_tracking_uri
 
     variables = {
-        name: os.environ.pop(name, None) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID")
+        name: os.environ.pop(name, None)
+        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID", "MLFLOW_RUN_CONTEXT")
     }
     stack = fluent._active_run_stack.get()  # type: ignore[no-untyped-call]  # noqa: SLF001
     runs, experiment_id = list(stack), fluent._active_experiment_id  # noqa: SLF001
