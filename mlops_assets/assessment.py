@@ -19,6 +19,8 @@ from mlops_assets.staleness import Materialization, Plan, Wanted, plan
 
 REASON_TAG: Final = "mlops/reason"
 COMMIT_TAG: Final = "mlops/oxen_commit"
+WISH_TAG: Final = "mlops/wish"
+"""The identity of what was asked for, on every run that was asked for it."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Assessment:
             PIPELINE_TAG: self.pipeline.name,
             REASON_TAG: self.plan.reason[:250],
             COMMIT_TAG: self.head.commit.id,
+            WISH_TAG: self.run_key,
         }
 
 

@@ -7,7 +7,7 @@ does (`assets/`).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import dagster as dg
 from pydantic import BaseModel
@@ -36,14 +36,16 @@ class ModelPipeline(dg.Component):
         return PipelineSpec
 
     @classmethod
-    def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Self:
-        """Make the component of a folder."""
+    def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Self:  # noqa: ARG003
+        """Make the component of a folder.
+
+        The file is read once more by our own reader: `attributes` does not show a key that was written twice, a
+        second document, or what stands beside it.
+        """
         folder = Path(context.path)
         if not NAME_PATTERN.fullmatch(folder.name):
             raise SpecError(f"{folder}: a pipeline's folder is named by lower-case letters, digits and underscores")
-        if attributes is None:
-            raise SpecError(f"{folder / 'defs.yaml'}:1: `attributes:` is missing or empty")
-        return cls(Pipeline(folder, cast("PipelineSpec", attributes)))
+        return cls(Pipeline.load(folder))
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:  # noqa: ARG002  Dagster calls it by name
         """All definitions of the pipeline."""

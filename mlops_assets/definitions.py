@@ -20,9 +20,13 @@ warnings.filterwarnings("ignore", "Parameter `execution_type`", dg.BetaWarning)
 def defs() -> dg.Definitions:
     """Load every pipeline; nothing heavy is imported before a run needs it."""
     refuse_without_dagster_home()
+    return dg.Definitions.merge(dg.load_from_defs_folder(path_within_project=Path(__file__).parent), platform())
+
+
+def platform() -> dg.Definitions:
+    """What every pipeline runs with."""
     here = settings()
-    pipelines = dg.load_from_defs_folder(path_within_project=Path(__file__).parent)
-    platform = dg.Definitions(
+    return dg.Definitions(
         resources={
             "oxen": OxenResource(home=str(here.home)),
             "store": StoreResource(url=here.store_url),
@@ -31,7 +35,6 @@ def defs() -> dg.Definitions:
         sensors=[build_run_status()],
         executor=EXECUTORS[here.executor],
     )
-    return dg.Definitions.merge(pipelines, platform)
 
 
 EXECUTORS = {

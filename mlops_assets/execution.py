@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
+from typing import Any
 
 import dagster as dg
 from dagster._core.events import JobFailureData, RunFailureReason
 
 from mlops_assets.assessment import Assessment
+from mlops_assets.assets.stage import is_lost
 from mlops_assets.errors import MlopsError
 from mlops_assets.liveness import hold
-from mlops_assets.provenance import job_name
+from mlops_assets.pipeline import STAGES, Stage
+from mlops_assets.provenance import asset_key, job_name
 from mlops_assets.settings import settings
+from mlops_assets.store import Store
 
 
 class RunFailed(MlopsError):
@@ -22,16 +27,26 @@ class RunInterrupted(MlopsError):
     """A run that Ctrl-C or SIGTERM ended."""
 
 
-def execute(now: Assessment, instance: dg.DagsterInstance) -> str:
-    """Run what is stale and return the run's id.
+def wanted_stages(now: Assessment, store: Store) -> tuple[Stage, ...]:
+    """What is stale or lost from the store, with all that hangs on it: there, what is unchanged does nothing."""
+    name = now.pipeline.name
+    wanted = [stage for stage in STAGES if stage in now.plan.stale or is_lost(store, name, stage, now.state)]
+    return STAGES[STAGES.index(wanted[0]) :] if wanted else ()
+
+
+def execute(now: Assessment, stages: Sequence[Stage], instance: dg.DagsterInstance) -> str:
+    """Run stages and return the run's id.
 
     Raises:
         RunFailed: A step or a blocking check failed; says which, and what it said.
         RunInterrupted: Ctrl-C or SIGTERM ended it; Dagster and MLflow know.
     """
-    from mlops_assets.definitions import defs
+    from mlops_assets.component import pipeline_definitions
+    from mlops_assets.definitions import platform
 
-    job = defs().resolve_job_def(job_name(now.pipeline.name))
+    # This pipeline's definitions alone: another one that does not load is no obstacle.
+    definitions = dg.Definitions.merge(pipeline_definitions(now.pipeline), platform())
+    job = definitions.resolve_job_def(job_name(now.pipeline.name))
     quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
     run_id = str(uuid.uuid4())
     hold(settings().home, run_id)  # before the run exists, so that it is found dead whenever this process dies
@@ -39,7 +54,7 @@ def execute(now: Assessment, instance: dg.DagsterInstance) -> str:
         instance=instance,
         run_id=run_id,
         run_config=quiet,
-        asset_selection=now.selection,
+        asset_selection=[asset_key(now.pipeline.name, stage) for stage in stages],
         tags=now.tags,
         raise_on_error=False,
     )
@@ -68,7 +83,13 @@ def _failures(result: dg.ExecuteInProcessResult) -> list[str]:
         ]
     failures = [event.step_failure_data for event in result.all_events if event.is_step_failure]
     return [
-        (one.user_failure_data.description if one.user_failure_data else None)
-        or (one.error.message.strip() if one.error else "unknown")
+        (one.user_failure_data.description if one.user_failure_data else None) or _innermost(one.error)
         for one in failures
     ]
+
+
+def _innermost(error: Any) -> str:
+    """What was raised first, below Dagster's wrapping."""
+    while error and error.cause:
+        error = error.cause
+    return error.message.strip() if error else "unknown"

@@ -98,6 +98,8 @@ def _parsed(path: Path) -> _Module:
         return _parse(path, status.st_mtime_ns, status.st_size)
     except FileNotFoundError:
         raise SourceError(f"{path} does not exist; create it or correct its name in defs.yaml") from None
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read ({error.strerror}); mend it or correct defs.yaml") from None
     except SyntaxError as error:
         raise SourceError(f"{path}:{error.lineno}: not valid Python: {error.msg}") from None
     except (UnicodeDecodeError, ValueError) as error:

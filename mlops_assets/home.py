@@ -26,7 +26,7 @@ concurrency:
     max_concurrent_runs: 4
     tag_concurrency_limits:
       - {key: "mlops/pipeline", value: {applyLimitPerUniqueValue: true}, limit: 1}
-sensors: {use_threads: true, num_workers: 4}
+sensors: {use_threads: true, num_workers: 8}
 schedules: {use_threads: true, num_workers: 2}
 run_monitoring: {enabled: true, start_timeout_seconds: 180, cancel_timeout_seconds: 60, max_runtime_seconds: 86400}
 # A run whose process died is tried once more; a step that failed would fail again.

@@ -25,9 +25,10 @@ DIGEST: Final = "mlops/digest"
 PIPELINE_TAG: Final = "mlops/pipeline"
 """On every run that the platform asks for; the run queue lets one of a pipeline through at a time."""
 
+# Without NOT_STARTED: a run is that for the moment between being created and being queued, or for ever when whoever
+# created it died in between.
 IN_PROGRESS: Final = [
     dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.STARTING,
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
@@ -80,7 +81,9 @@ def read_state(instance: dg.DagsterInstance, pipeline: str) -> dict[Stage, Mater
             digest=str(metadata[DIGEST].value),
             code_version=str(metadata[CODE_VERSION].value),
             inputs=_json(metadata[INPUTS].value),
-            checks={name: passed for (name, event_id), passed in checks[stage].items() if event_id == event.storage_id},
+            checks={
+                name: passed for (name, key), passed in checks[stage].items() if key == str(metadata[RECIPE].value)
+            },
         )
     return state
 
@@ -94,27 +97,30 @@ def latest_metadata(
     return [one.asset_materialization.metadata if one and one.asset_materialization else {} for one in newest]
 
 
-def previous_metadata(instance: dg.DagsterInstance, key: dg.AssetKey, name: str, limit: int) -> list[Any]:
-    """One metadata value of an asset's last materializations, newest first; None where one has none."""
+def metadata_history(
+    instance: dg.DagsterInstance, key: dg.AssetKey, limit: int
+) -> list[Mapping[str, dg.MetadataValue[Any]]]:
+    """All metadata of an asset's last materializations, the newest first."""
     records = instance.fetch_materializations(dg.AssetRecordsFilter(asset_key=key), limit=limit).records
-    found = [record.asset_materialization for record in records]
-    return [one.metadata[name].value if one and name in one.metadata else None for one in found]
+    return [record.asset_materialization.metadata for record in records if record.asset_materialization]
 
 
-def _check_results(instance: dg.DagsterInstance, pipeline: str) -> dict[Stage, dict[tuple[str, int], bool]]:
-    """Per stage: (check, id of the materialization it judged) -> passed."""
+def _check_results(instance: dg.DagsterInstance, pipeline: str) -> dict[Stage, dict[tuple[str, str], bool]]:
+    """Per stage: (check, recipe of the output that it read) -> passed.
+
+    Dagster's own record names the materialization that was the newest when the check ended; ours names what was read.
+    """
     keys = {
         dg.AssetCheckKey(asset_key(pipeline, stage), name): stage for stage in STAGES for name in BLOCKING_CHECKS[stage]
     }
     # The last completed one: a later run may have planned the check and then skipped it, because nothing had changed.
     found = instance.event_log_storage.get_asset_check_summary_records([*keys])
-    results: dict[Stage, dict[tuple[str, int], bool]] = {stage: {} for stage in STAGES}
+    results: dict[Stage, dict[tuple[str, str], bool]] = {stage: {} for stage in STAGES}
     for key, summary in found.items():
         record = summary.last_completed_check_execution_record
         evaluation = record.evaluation if record else None
-        target = evaluation.target_materialization_data if evaluation else None
-        if evaluation and target:
-            results[keys[key]][key.name, target.storage_id] = evaluation.passed
+        if evaluation and RECIPE in evaluation.metadata:
+            results[keys[key]][key.name, str(evaluation.metadata[RECIPE].value)] = evaluation.passed
     return results
 
 

@@ -6,7 +6,7 @@ import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -58,25 +58,43 @@ class Settings(BaseSettings):
     @property
     def dagster_url(self) -> str:
         """Where the Dagster UI is when it is up."""
-        return f"http://{self.host}:{self.dagster_port}"
+        return f"http://{self._reachable}:{self.dagster_port}"
+
+    @property
+    def _reachable(self) -> str:
+        """The address under which a server that binds to `host` is reached from this machine, as URLs write it."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104  compared, not bound to
+        return f"[{host}]" if ":" in host else host
 
     @property
     def mlflow_url(self) -> str:
         """Where a person looks at MLflow: the server, or the one that `mlops up` starts."""
         if self.mlflow_tracking_uri.startswith("http"):
-            parts = urlsplit(self.mlflow_tracking_uri.rstrip("/"))
-            return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))  # never show credentials
-        return f"http://{self.host}:{self.mlflow_port}"
+            return self.mlflow_tracking_uri.rstrip("/")
+        return f"http://{self._reachable}:{self.mlflow_port}"
 
     @property
     def store_url(self) -> str:
         """The fsspec URL of the store of outputs."""
-        return self.store or str(self.home / "store")
+        if "://" in self.store:
+            return self.store
+        return str(Path(self.store).expanduser().absolute() if self.store else self.home / "store")
 
 
 def _variable(location: tuple[int | str, ...]) -> str:
     name = str(location[0])
     return name if name.isupper() else f"MLOPS_{name.upper()}"
+
+
+def _take_credentials_out(loaded: Settings) -> None:
+    """Hand a user and password inside the URI to MLflow by its own variables: URIs are shown, logged and stored."""
+    parts = urlsplit(loaded.mlflow_tracking_uri)
+    if parts.scheme not in {"http", "https"} or not parts.username:
+        return
+    os.environ.setdefault("MLFLOW_TRACKING_USERNAME", unquote(parts.username))
+    os.environ.setdefault("MLFLOW_TRACKING_PASSWORD", unquote(parts.password or ""))
+    loaded.mlflow_tracking_uri = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    os.environ["MLFLOW_TRACKING_URI"] = loaded.mlflow_tracking_uri
 
 
 @lru_cache(maxsize=1)
@@ -94,9 +112,11 @@ def settings() -> Settings:
         problems = (f"{_variable(one['loc'])} is '{one['input']}': {one['msg']}" for one in error.errors())
         raise SettingsError("; ".join(problems) + "; correct it in the environment or in .env") from None
     loaded.home = loaded.home.expanduser().absolute()
+    _take_credentials_out(loaded)
     # Nothing phones home. Set here because every process of the platform reads its settings first.
     os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("MLOPS_HOME", str(loaded.home))
     return loaded

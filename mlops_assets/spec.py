@@ -10,8 +10,9 @@ line and `dg check yaml` read one file in one way.
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
@@ -20,9 +21,17 @@ from mlops_assets.gate.condition import ConditionError, parse
 from mlops_assets.strict import StrictModel
 from mlops_assets.training.config import TrainingConfig
 
+if TYPE_CHECKING:
+    from dagster_shared.yaml_utils.source_position import ValueAndSourcePositionTree
+    from yaml import Node
+
 COMPONENT_TYPE: Final = "mlops_assets.component.ModelPipeline"
 SPEC_FILE: Final = "defs.yaml"
 NAME_PATTERN: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
+TABLE_ENDINGS: Final = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".pq")
+"""What `data.readers` reads; a copy, since reading a `defs.yaml` must not load Polars."""
+SPLIT_COLUMN: Final = "split"
+"""The column that the platform adds to the features."""
 
 
 class SpecError(MlopsError):
@@ -48,10 +57,37 @@ def _cron(text: str) -> str:
     return text
 
 
-FunctionRef = Annotated[
-    str,
-    Field(pattern=r"^[\w./-]+\.py:[A-Za-z_]\w*$", description="`FILE.py:FUNCTION`, the file relative to this folder."),
-]
+def _column(name: str) -> str:
+    if name == SPLIT_COLUMN:
+        raise ValueError(f"the platform adds a column '{name}' of its own; rename the one in the table")
+    return name
+
+
+def _table(path: str) -> str:
+    parts = PurePosixPath(path)
+    if parts.is_absolute() or ".." in parts.parts or str(parts) != path:
+        raise ValueError(f"'{path}' is not a path within the repository, such as iris.csv or tables/iris.parquet")
+    if not path.lower().endswith(TABLE_ENDINGS):
+        raise ValueError(f"'{path}' is of no kind that can be read; its name must end in {', '.join(TABLE_ENDINGS)}")
+    return path
+
+
+def _alias(text: str) -> str:
+    from mlops_assets.registry.aliases import RegistryError, normalise
+
+    if text == "challenger":
+        raise ValueError("the alias 'challenger' stands for the newest model; choose another, such as champion")
+    try:
+        return normalise(text)
+    except RegistryError as error:
+        raise ValueError(str(error).rstrip(".")) from error
+
+
+Column = Annotated[str, Field(min_length=1), AfterValidator(_column)]
+# A file is imported as a module, whose name has neither dots nor dashes, from no other pipeline's folder.
+FunctionRef = Annotated[str, Field(pattern=r"^(\w+/)*\w+\.py:[A-Za-z_]\w*$")]
+# Dagster's own rule, for a refusal before Dagster is loaded.
+Owner = Annotated[str, Field(pattern=r"^(team:.+|[A-Za-z0-9_][A-Za-z0-9._%+-]*@[A-Za-z0-9.-]+\.[A-Za-z]{2,7})$")]
 
 
 class DataSpec(StrictModel):
@@ -60,12 +96,15 @@ class DataSpec(StrictModel):
     repository: str = Field(
         default="",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$|^$",
-        description="Name of the local Oxen repository; empty means the pipeline's own name.",
+        description="Name of the local Oxen repository, of letters, digits, '.', '_' and '-'; empty means the "
+        "pipeline's own name.",
     )
     branch: str = Field(default="main", min_length=1, description="Branch whose head the pipeline follows.")
-    path: str = Field(min_length=1, description="The table's file in the repository: .csv or .parquet.")
-    key: str = Field(min_length=1, description="Column that identifies a row for ever; the split hashes it.")
-    target: str = Field(min_length=1, description="Column with the class to predict.")
+    path: Annotated[str, AfterValidator(_table)] = Field(
+        description="The table's file in the repository: .csv, .csv.gz, .tsv or .parquet."
+    )
+    key: Column = Field(description="Column that identifies a row for ever; the split hashes it.")
+    target: Column = Field(description="Column with the class to predict.")
     classes: list[str] = Field(
         min_length=2, description="The target's values, in the order in which the model's outputs stand."
     )
@@ -105,16 +144,18 @@ class FunctionsSpec(StrictModel):
     schema_: FunctionRef = Field(
         default="schema.py:schema",
         alias="schema",
-        description="`schema() -> pandera.polars.DataFrameSchema` of the dataset.",
+        description="FILE.py:FUNCTION in this folder, `schema() -> pandera.polars.DataFrameSchema` of the dataset.",
     )
     features: FunctionRef = Field(
         default="features.py:features",
-        description="`features(frame: polars.DataFrame) -> polars.DataFrame`: keeps key and target, returns numbers.",
+        description="FILE.py:FUNCTION in this folder, `features(frame: polars.DataFrame) -> polars.DataFrame`: keeps "
+        "key and target, returns numbers.",
     )
     network: FunctionRef = Field(
         default="model.py:model",
         alias="model",
-        description="`model(n_features: int, n_classes: int, **parameters) -> torch.nn.Module`.",
+        description="FILE.py:FUNCTION in this folder, `model(n_features: int, n_classes: int, **parameters) -> "
+        "torch.nn.Module`.",
     )
 
 
@@ -124,14 +165,20 @@ class GateSpec(StrictModel):
     condition: Annotated[str, AfterValidator(_condition)] = Field(
         description="For example `n - o > -0.10 and n > 0.80`: n new, o old, d share of differing predictions."
     )
-    reliability: float = Field(default=0.95, gt=0.5, lt=1, description="One-sided confidence of the whole condition.")
+    reliability: float = Field(
+        default=0.95,
+        gt=0.5,
+        le=0.999999,  # the gate's intervals mean nothing beyond
+        description="One-sided confidence of the whole condition.",
+    )
     mode: Literal["fp-free", "fn-free"] = Field(
         default="fp-free", description="What an undecided condition means: `fp-free` keeps the champion."
     )
-    champion_alias: str = Field(
+    champion_alias: Annotated[str, AfterValidator(_alias)] = Field(
         default="champion",
         pattern=r"^[a-z][a-z0-9_-]*$",
-        description="MLflow alias of the version that answers users (`production` in older setups).",
+        description="MLflow alias, of lower-case letters, digits, '_' and '-', of the version that answers users "
+        "(`production` in older setups).",
     )
 
 
@@ -139,8 +186,8 @@ class PipelineSpec(StrictModel):
     """The `attributes` of one pipeline."""
 
     description: str = Field(default="", description="One line for people who open the asset graph.")
-    owners: list[str] = Field(
-        default_factory=list, description="`team:NAME` or mail addresses; shown at every asset of the pipeline."
+    owners: list[Owner] = Field(
+        default_factory=list, description="team:NAME or mail addresses; shown at every asset of the pipeline."
     )
     data: DataSpec
     split: SplitSpec
@@ -157,6 +204,13 @@ class PipelineSpec(StrictModel):
     sensor: bool = Field(default=True, description="Whether the rematerialize sensor starts switched on.")
 
 
+class _Document(StrictModel):
+    """All of a `defs.yaml`: of what else Dagster's components may have, a pipeline takes nothing."""
+
+    type: str
+    attributes: PipelineSpec
+
+
 def load_spec(path: Path) -> PipelineSpec:
     """Read a `defs.yaml`.
 
@@ -164,33 +218,69 @@ def load_spec(path: Path) -> PipelineSpec:
         SpecError: The file is missing, is not YAML, or says something that is not allowed; one line for each problem,
             each naming file and line.
     """
-    from dagster_shared.yaml_utils import parse_yaml_with_source_position
-    from yaml import YAMLError
+    parsed = _parsed(path)
+    document = parsed.value
+    if not isinstance(document, dict) or document.get("type") != COMPONENT_TYPE or "attributes" not in document:
+        raise SpecError(_beginning(path))
+    try:
+        return _Document.model_validate(document).attributes
+    except ValidationError as error:
+        problems = []
+        for line in error.errors(include_url=False):
+            position = parsed.source_position_tree.lookup_closest_and_path(line["loc"], None)[0]
+            message = line["msg"].removeprefix("Value error, ")
+            problems.append(f"{path}:{position.start.line}: {'.'.join(map(str, line['loc']))}: {message}")
+        raise SpecError("\n".join(problems)) from None
 
-    beginning = f"{path}:1: a pipeline starts with `type: {COMPONENT_TYPE}` and has `attributes:`"
+
+def _parsed(path: Path) -> ValueAndSourcePositionTree:
+    """The one document of a file, in which no key is lost."""
+    import yaml
+    from dagster_shared.yaml_utils import parse_yaml_with_source_position
+
     try:
         text = path.read_text(encoding="utf-8")
-        if not text.strip():
-            raise SpecError(beginning)
-        parsed = parse_yaml_with_source_position(text, str(path))
+        documents = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
+        if not documents:
+            raise SpecError(_beginning(path))
+        if len(documents) > 1:
+            line = documents[1].start_mark.line + 1
+            raise SpecError(f"{path}:{line}: a second YAML document; a pipeline is one, in a folder of its own")
+        if problems := [f"{path}:{problem}" for problem in _key_problems(documents[0], "", set())]:
+            raise SpecError("\n".join(problems))
+        return parse_yaml_with_source_position(text, str(path))
     except FileNotFoundError:
         raise SpecError(f"{path} does not exist; `mlops new NAME` writes a pipeline") from None
     except UnicodeDecodeError as error:
         raise SpecError(f"{path}: not a text in UTF-8 ({error.reason} at byte {error.start}); save it as one") from None
-    except YAMLError as error:
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 1
         raise SpecError(f"{path}:{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
-    document = parsed.value
-    if not isinstance(document, dict) or document.get("type") != COMPONENT_TYPE or "attributes" not in document:
-        raise SpecError(beginning)
-    try:
-        return PipelineSpec.model_validate(document["attributes"])
-    except ValidationError as error:
-        problems = []
-        for line in error.errors(include_url=False):
-            keys = ["attributes", *line["loc"]]
-            position = parsed.source_position_tree.lookup_closest_and_path(keys, None)[0]
-            message = line["msg"].removeprefix("Value error, ")
-            problems.append(f"{path}:{position.start.line}: {'.'.join(map(str, keys))}: {message}")
-        raise SpecError("\n".join(problems)) from None
+
+
+def _key_problems(node: Node, above: str, seen: set[int]) -> Iterator[str]:
+    """Keys that YAML's readers would drop without a word, or that are no text: `LINE: KEYS: sentence`."""
+    from yaml import MappingNode, ScalarNode
+
+    if isinstance(node, ScalarNode) or id(node) in seen:  # an alias is the node of its anchor once more
+        return
+    seen.add(id(node))
+    if not isinstance(node, MappingNode):
+        for index, item in enumerate(node.value):
+            yield from _key_problems(item, f"{above}{index}.", seen)
+        return
+    lines: dict[str, int] = {}
+    for key, value in node.value:
+        name = key.value if isinstance(key, ScalarNode) else "?"
+        line, where = key.start_mark.line + 1, f"{above}{name}"
+        if key.tag.rpartition(":")[2] not in {"str", "timestamp", "merge"}:  # Dagster's reader leaves a date a text
+            yield f"{line}: {where}: YAML reads this key as no text; only text is allowed, so put it in quotes"
+        elif name in lines:
+            yield f"{line}: {where}: written for the second time, after line {lines[name]}; keep one of the two"
+        lines.setdefault(name, line)
+        yield from _key_problems(value, f"{where}.", seen)
+
+
+def _beginning(path: Path) -> str:
+    return f"{path}:1: a pipeline starts with `type: {COMPONENT_TYPE}` and has `attributes:`"

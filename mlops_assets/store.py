@@ -97,6 +97,8 @@ class Store:
             return Entry(asset, key, manifest["digest"], manifest["info"], manifest["files"], url, self._fs)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise StoreError(f"{url} cannot be read: {error.strerror or error}; mend its rights or its place") from None
         except (ValueError, KeyError, TypeError) as error:
             raise EntryCorrupt(f"{url}/{MANIFEST} is damaged ({error}); delete that folder and run again") from None
 
@@ -159,12 +161,12 @@ class Store:
             return
         from filelock import FileLock
 
-        folder = Path(self._root) / ".locks"
+        folder = Path(self._url(recipe.asset, recipe.key))
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"{folder} cannot be written: {error.strerror}; choose another MLOPS_HOME") from None
-        with FileLock(folder / recipe.key):
+        with FileLock(folder / ".lock"):
             yield
 
     def _url(self, asset: str, key: str) -> str:

@@ -1,4 +1,7 @@
-"""The base of everything that a `defs.yaml` may hold: unknown fields are refused by name, with the known ones."""
+"""The base of everything that a `defs.yaml` may hold, and the sentences with which it refuses.
+
+Belongs here: refusals that every section has in common. Does not: what a section may say (`spec.py`).
+"""
 
 from __future__ import annotations
 
@@ -26,15 +29,30 @@ class StrictModel(BaseModel):
 
 
 def _explain(model: type[BaseModel], error: Any) -> InitErrorDetails:
-    """Rewrite pydantic's "extra inputs are not permitted", which names neither the field nor the choice."""
-    if error["type"] == "extra_forbidden" and len(error["loc"]) == 1:
-        field = str(error["loc"][0])
-        allowed = sorted(info.alias or name for name, info in model.model_fields.items())
-        near = difflib.get_close_matches(field, allowed, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        problem = ValueError(f"unknown field '{field}'{hint} (allowed here: {', '.join(allowed)})")
-        return InitErrorDetails(type="value_error", loc=error["loc"], input=error["input"], ctx={"error": problem})
+    """Rewrite what pydantic says in terms of Python, and without what is allowed instead."""
+    if sentence := _sentence(model, error["type"], error["loc"], error["input"]):
+        context = {"error": ValueError(sentence)}
+        return InitErrorDetails(type="value_error", loc=error["loc"], input=error["input"], ctx=context)
     details = InitErrorDetails(type=error["type"], loc=error["loc"], input=error["input"])
     if "ctx" in error:
         details["ctx"] = error["ctx"]
     return details
+
+
+def _sentence(model: type[BaseModel], kind: str, loc: tuple[int | str, ...], given: object) -> str:
+    """The refusal of one value; empty where pydantic's own is good enough."""
+    fields = {info.alias or name: info for name, info in model.model_fields.items()}
+    allowed = f"allowed here: {', '.join(sorted(fields))}"
+    if kind == "model_type" and not loc:
+        return f"a section of fields is needed, and this is {'empty' if given is None else repr(given)} ({allowed})"
+    if kind == "string_type" and isinstance(given, bool | int | float):
+        return f"YAML reads unquoted numbers, yes, no, on and off as no text (this one as {given}); put it in quotes"
+    field = str(loc[0]) if loc else ""
+    if kind in {"extra_forbidden", "invalid_key"} and len(loc) == 1:
+        near = difflib.get_close_matches(field, fields, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        return f"unknown field '{field}'{hint} ({allowed})"
+    purpose = (fields[field].description or "").rstrip(".") if field in fields else ""
+    if kind == "string_pattern_mismatch":
+        return f"'{given}' is not allowed; allowed: {purpose}"
+    return f"missing: {purpose}" if kind == "missing" and purpose else ""

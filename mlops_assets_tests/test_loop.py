@@ -7,13 +7,17 @@ import dagster as dg
 import polars as pl
 import pytest
 
+from mlops_assets.assessment import WISH_TAG, Assessment
 from mlops_assets.data import samples
+from mlops_assets.execution import execute, wanted_stages
 from mlops_assets.home import ensure_home
 from mlops_assets.pipeline import STAGES, Pipeline
 from mlops_assets.provenance import asset_key, read_state
 from mlops_assets.registry import aliases
 from mlops_assets.report import champion_facts
+from mlops_assets.sensors import rematerialize
 from mlops_assets.settings import settings
+from mlops_assets.store import Store
 from mlops_assets.tracking.runs import Tracking
 from mlops_assets_tests.loop import Loop, looping, made
 from mlops_assets_tests.mlflow_fixtures import close_stores
@@ -232,7 +236,12 @@ def test_a_lost_store_entry_is_named_and_made_again(loop: Loop) -> None:
     result = loop.run([asset_key("iris", "model")])
     assert not result.success
     assert "run `mlops run iris` to make it again" in str(result.failure_data_for_node("iris__model"))
-    assert "model" in made(loop.run()), "a run over everything makes it again"
+    now = Assessment.of(Pipeline.load(loop.folder), loop.repository, loop.instance)
+    stages = wanted_stages(now, Store(loop.here.store_url))
+    assert stages == ("features", "model", "evaluation", "champion"), "what `mlops run` selects"
+    execute(now, stages, loop.instance)
+    again = Assessment.of(Pipeline.load(loop.folder), loop.repository, loop.instance)
+    assert wanted_stages(again, Store(loop.here.store_url)) == ()
 
 
 def test_a_lost_mlflow_version_is_logged_again_without_training(loop: Loop) -> None:
@@ -347,6 +356,120 @@ def test_nothing_is_asked_for_while_a_run_is_under_way(loop: Loop) -> None:
     job = loop.definitions().resolve_job_def("iris_job")
     run = loop.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
     assert f"run {run.run_id[:8]} of iris is started" in str(loop.tick())
+
+
+def test_a_feature_that_changed_its_meaning_is_not_shown_to_the_champion(loop: Loop) -> None:
+    loop.commit(samples.iris())
+    loop.settle()
+    before = champion_facts(loop.instance, "iris")
+    loop.edit(
+        "features.py", "sepal_area=", "**{name: pl.col(name) * 10 for name in frame.columns[1:5]},\n        sepal_area="
+    )
+    loop.edit("defs.yaml", "n - o > -0.10", "n - o > 0.30")
+    assert loop.settle() == ["features", "model", "evaluation", "champion"]
+    after = champion_facts(loop.instance, "iris")
+    assert before is not None
+    assert after is not None
+    assert after.version == 1
+    assert after.accuracy == before.accuracy, "the champion is judged as it was evaluated, in its own units"
+
+
+def test_another_split_is_not_compared_with(loop: Loop) -> None:
+    loop.commit(samples.iris())
+    loop.settle()
+    loop.edit("defs.yaml", "salt: iris-1", "salt: iris-2")
+    result = loop.run()
+    assert result.success
+    facts = champion_facts(loop.instance, "iris")
+    assert facts is not None
+    assert facts.version == 1
+    assert "are among those that the champion judged, so a promotion needs a hand" in facts.outcome
+
+
+def test_a_network_that_only_predicts_otherwise_is_evaluated(loop: Loop) -> None:
+    loop.edit("model.py", "    return MLP(n_features, n_classes, hidden=tuple(hidden))", MODEL_WITH_TEMPERATURE)
+    loop.commit(samples.iris())
+    loop.settle()
+    loop.edit("model.py", "TEMPERATURE = 1.0", "TEMPERATURE = 0.25")
+    assert loop.settle() == ["model", "evaluation", "champion"]
+
+
+MODEL_WITH_TEMPERATURE = """    class Cooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = MLP(n_features, n_classes, hidden=tuple(hidden))
+
+        def forward(self, x):
+            return self.inner(x) if self.training else self.inner(x) * TEMPERATURE
+
+    return Cooled()
+
+
+TEMPERATURE = 1.0
+"""
+
+
+def test_a_model_names_the_data_that_its_features_were_made_from(loop: Loop) -> None:
+    first = loop.commit(samples.iris())
+    loop.settle()
+    loop.commit(samples.iris().drop("petal_width"))
+    loop.settle()
+    loop.edit("defs.yaml", "learning_rate: 0.01", "learning_rate: 0.02")
+    result = loop.run([asset_key("iris", "model")])
+    assert made(result) == ["model"]
+    tracking = Tracking.embedded(loop.here.home)
+    challenger = aliases.current(tracking, "iris", "challenger")
+    assert challenger is not None
+    assert first is not None
+    assert tracking.run_tags(challenger.run_id)["mlops.oxen_commit"] == first.id
+
+
+def test_what_was_materialized_alone_is_not_mixed(loop: Loop) -> None:
+    loop.commit(samples.iris())
+    loop.settle()
+    loop.edit("features.py", 'pl.col("sepal_length") *', '2.5 * pl.col("sepal_length") *')
+    assert loop.run([asset_key("iris", "features")]).success
+    result = loop.run([asset_key("iris", "evaluation")])
+    assert not result.success
+    assert "trained on other features" in str(result.failure_data_for_node("iris__evaluation"))
+    assert made(loop.run([asset_key("iris", "champion")])) == [], "there is nothing new to decide"
+
+
+def test_a_version_that_somebody_else_registered_stays_until_a_hand_moves_it(loop: Loop) -> None:
+    client = Tracking.embedded(loop.here.home).client
+    client.create_registered_model("iris")
+    foreign = client.create_model_version("iris", source=str(loop.here.home))
+    client.set_registered_model_alias("iris", "champion", foreign.version)
+    loop.commit(samples.iris())
+    assert loop.settle() == list(STAGES)
+    facts = champion_facts(loop.instance, "iris")
+    assert facts is not None
+    assert facts.version == int(foreign.version)
+    assert "a promotion needs a hand" in facts.outcome
+
+
+def test_a_failed_wish_is_asked_for_again_later_and_not_for_ever(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop.commit(samples.iris())
+    loop.edit("features.py", "    return", '    raise OSError("the disk is full")\n    return')
+    assert loop.settle() == ["dataset"]
+    request = loop.tick()
+    assert isinstance(request, dg.RunRequest)
+    keys = [request.run_key]
+    for _ in range(2):
+        assert not loop.run(list(request.asset_selection or []), request.tags).success
+        assert "asked for and failed" in str(loop.tick())
+        monkeypatch.setattr(rematerialize, "AGAIN_SECONDS", 0.0)
+        request = loop.tick()
+        assert isinstance(request, dg.RunRequest)
+        assert request.tags[WISH_TAG] == keys[0]
+        keys.append(request.run_key)
+        monkeypatch.undo()
+        monkeypatch.setenv("DAGSTER_HOME", str(loop.here.dagster_home))
+    assert len(set(keys)) == 3
+    loop.run(list(request.asset_selection or []), request.tags)
+    assert "failed each time" in str(loop.tick())
+    loop.edit("features.py", '    raise OSError("the disk is full")\n', "")
+    assert "features" in loop.settle(), "a change is a new wish"
 
 
 def _at(hour: int):

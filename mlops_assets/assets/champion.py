@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 import dagster as dg
 
 from mlops_assets.assets.evaluation import PREDICTIONS_TAG
-from mlops_assets.assets.model import part_of
+from mlops_assets.assets.model import parts_of
 from mlops_assets.assets.stage import InputRefused, StageRun, log, plain_failures, stage_asset
 from mlops_assets.pipeline import Pipeline
 from mlops_assets.provenance import asset_key, latest_metadata
@@ -18,12 +18,12 @@ from mlops_assets.store import Entry
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from mlops_assets.gate.decide import Decision, Paired
+    from mlops_assets.gate.decide import Decision
     from mlops_assets.registry.aliases import Version
     from mlops_assets.tracking.runs import Tracking
 
 OUTCOME: Final = "outcome"
-PROMOTED: Final = "promoted"
+PASSED: Final = "gate passed"
 CLAUSES: Final = "clauses"
 
 
@@ -53,8 +53,11 @@ def build_champion(pipeline: Pipeline) -> list[Any]:
     @dg.asset_check(asset=key, name="gate", description=f"`{pipeline.spec.gate.condition}`, on paired predictions.")
     def gate_check(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         (made,) = latest_metadata(context.instance, [key])
+        if OUTCOME not in made:
+            with plain_failures():
+                raise InputRefused(f"the gate of {pipeline.name} has not decided yet; run `mlops run {pipeline.name}`")
         return dg.AssetCheckResult(
-            passed=bool(made[PROMOTED].value),
+            passed=bool(made[PASSED].value),
             severity=dg.AssetCheckSeverity.WARN,
             description=str(made[OUTCOME].value),
             metadata={CLAUSES: made[CLAUSES]},
@@ -64,47 +67,77 @@ def build_champion(pipeline: Pipeline) -> list[Any]:
 
 
 def _decided(run: StageRun, tracking: "Tracking") -> dg.MaterializeResult[Any]:
-    from mlops_assets.gate.condition import parse
-    from mlops_assets.gate.decide import decide
+    """Judge the challenger, move the alias, and tell why."""
     from mlops_assets.registry import aliases
 
-    gate, name = run.pipeline.spec.gate, run.pipeline.model_name
-    challenger = aliases.find(tracking, name, run.state["model"].recipe)
-    if challenger is None:
-        raise InputRefused(f"MLflow has no version of {run.pipeline.name}/model; run `mlops run {run.pipeline.name}`")
-    if run.state["evaluation"].inputs["model"] != run.state["model"].digest:
-        raise InputRefused(f"{run.pipeline.name}/evaluation is of another model than today's; materialize it first")
-    before = aliases.current(tracking, name, gate.champion_alias)
-    paired = _paired(run, tracking, before if before and before.number != challenger.number else None)
-    decision = decide(parse(gate.condition), paired, reliability=gate.reliability, mode=gate.mode)
-    if before and before.number == challenger.number:
-        promoted, outcome = True, f"kept version {before.number}, because it is the champion already"
+    name, alias = run.pipeline.model_name, run.pipeline.spec.gate.champion_alias
+    challenger = _challenger(run, tracking)
+    before = aliases.current(tracking, name, alias)
+    sitting = before is not None and before.number == challenger.number
+    decision, figures = _judged(run, tracking, None if sitting else before, sitting=sitting)
+    now = challenger if sitting or decision.promote else before
+    if sitting:
+        outcome = f"kept version {challenger.number}, which is the champion already"
+        outcome += f", though {decision.reason}" if decision.verdict == "false" else ""
     elif decision.promote:
-        aliases.point(tracking, name, gate.champion_alias, challenger.number)
-        promoted, outcome = True, f"promoted version {challenger.number}, because {decision.reason}"
+        outcome = f"promoted version {challenger.number}, because {decision.reason}"
     else:
-        kept = f"kept version {before.number}" if before else "no champion yet"
-        promoted, outcome = False, f"{kept}, because {decision.reason}"
-    verdict = {"mlops.gate": decision.verdict, "mlops.gate_outcome": outcome}
-    tracking.log_evaluation(challenger.run_id, metrics={}, tags=verdict, artifacts={})
+        outcome = f"{f'kept version {before.number}' if before else 'no champion yet'}, because {decision.reason}"
+    metadata = {
+        OUTCOME: outcome,
+        PASSED: decision.promote or (sitting and decision.verdict != "false"),
+        "champion": now.number if now else 0,
+        "challenger": challenger.number,
+        "before": before.number if before else 0,
+        CLAUSES: _table(decision),
+        **figures,
+    }
+    if now and now.run_id:
+        metadata["MLflow run"] = dg.MetadataValue.url(tracking.run_url(now.run_id, settings().mlflow_url))
+    if not sitting:
+        verdict = {"mlops.gate": decision.verdict, "mlops.gate_outcome": outcome}
+        tracking.log_evaluation(challenger.run_id, metrics={}, tags=verdict, artifacts={})
+        if decision.promote:  # last, so that whatever failed before has promoted nothing
+            aliases.point(tracking, name, alias, challenger.number)
     log.info("%s: %s", run.name, outcome)
-    now = challenger if promoted else before
-    figures = _accuracy(paired.new if promoted else paired.old, paired.label)
-    return run.result(
-        now.model_digest or f"version {now.number}" if now else "none",
-        {
-            OUTCOME: outcome,
-            PROMOTED: promoted,
-            "champion": now.number if now else 0,
-            "challenger": challenger.number,
-            "before": before.number if before else 0,
-            CLAUSES: _table(decision),
-            **figures,
-            **(
-                {"MLflow run": dg.MetadataValue.url(tracking.run_url(now.run_id, settings().mlflow_url))} if now else {}
-            ),
-        },
-    )
+    return run.result(now.model_digest or f"version {now.number}" if now else "none", metadata)
+
+
+def _challenger(run: StageRun, tracking: "Tracking") -> "Version":
+    """The registry's version of the newest model.
+
+    Raises:
+        InputRefused: MLflow has none, or model, features and evaluation do not belong together.
+    """
+    from mlops_assets.registry import aliases
+
+    pipeline = run.pipeline.name
+    run.consistent()
+    if run.state["evaluation"].inputs["model"] != run.state["model"].digest:
+        raise InputRefused(f"{pipeline}/evaluation is of another model than today's; run `mlops run {pipeline}`")
+    found = aliases.find(tracking, run.pipeline.model_name, run.state["model"].recipe)
+    if found is None:
+        raise InputRefused(f"MLflow has no version of {pipeline}/model; run `mlops run {pipeline}`")
+    return found
+
+
+def _judged(
+    run: StageRun, tracking: "Tracking", champion: "Version | None", *, sitting: bool
+) -> "tuple[Decision, dict[str, Any]]":
+    """The gate's decision, and the accuracy of whoever is champion after it, as metadata."""
+    from mlops_assets.evaluation.predictions import TooFewPairs, pair
+    from mlops_assets.gate.condition import parse
+    from mlops_assets.gate.decide import Decision, decide
+
+    gate = run.pipeline.spec.gate
+    new = run.store.get(f"{run.pipeline.name}/predictions", run.input("evaluation").info["predictions"])
+    try:
+        paired = pair(new, _champion_predictions(run, tracking, champion) if champion else None)
+    except TooFewPairs as error:
+        reason = f"{error}, so a promotion needs a hand: set the alias '{gate.champion_alias}' in MLflow"
+        return Decision(promote=False, verdict="by hand", reason=reason, clauses=()), {}
+    decision = decide(parse(gate.condition), paired, reliability=gate.reliability, mode=gate.mode)
+    return decision, _accuracy(paired.new if decision.promote or sitting else paired.old, paired.label)
 
 
 def _table(decision: "Decision") -> dg.MarkdownMetadataValue:
@@ -118,14 +151,6 @@ def _table(decision: "Decision") -> dg.MarkdownMetadataValue:
         )
         lines.append("| " + " | ".join([f"`{one.text}`", one.verdict, *values, str(one.rows)]) + " |")
     return dg.MetadataValue.md("\n".join(lines))
-
-
-def _paired(run: StageRun, tracking: "Tracking", champion: "Version | None") -> "Paired":
-    """The challenger's and the champion's predictions on the rows that both judged."""
-    from mlops_assets.evaluation.predictions import pair
-
-    new = run.store.get(f"{run.pipeline.name}/predictions", run.input("evaluation").info["predictions"])
-    return pair(new, _champion_predictions(run, tracking, champion) if champion else None)
 
 
 def _accuracy(predicted: "NDArray[Any] | None", label: "NDArray[Any]") -> dict[str, Any]:
@@ -144,23 +169,21 @@ def _accuracy(predicted: "NDArray[Any] | None", label: "NDArray[Any]") -> dict[s
 
 
 def _champion_predictions(run: StageRun, tracking: "Tracking", champion: "Version") -> Entry:
-    """The champion on today's test rows; where its features are others than today's, as it was evaluated itself.
+    """The champion on today's test rows, or as it was evaluated itself, where today's features mean something else.
 
     Raises:
-        InputRefused: The store has lost both the champion and its predictions.
+        TooFewPairs: The store has neither the champion nor its predictions.
     """
-    from mlops_assets.evaluation.predictions import predict_stored
+    from mlops_assets.evaluation.predictions import TooFewPairs, predict_stored
 
     pipeline = run.pipeline
-    model = run.store.find(f"{pipeline.name}/model", champion.recipe)
-    test = part_of(run.input("features"), pipeline, "test")
-    if model and list(model.info["features"]) == test.features:
+    model = run.store.find(f"{pipeline.name}/model", champion.recipe) if champion.recipe else None
+    # The same code over other data, not only columns of the same names: a column may have changed its unit.
+    if model and model.info["features code"] == run.state["features"].code_version:
+        test = parts_of(run.input("features"), pipeline, "test")["test"]
         return predict_stored(run.store, pipeline.name, model, test, pipeline.spec.data.classes)
-    kept = tracking.client.get_run(champion.run_id).data.tags.get(PREDICTIONS_TAG, "")
+    kept = tracking.run_tags(champion.run_id).get(PREDICTIONS_TAG, "") if champion.run_id else ""
     predictions = run.store.find(f"{pipeline.name}/predictions", kept) if kept else None
     if predictions is None:
-        raise InputRefused(
-            f"the store has neither version {champion.number} of {pipeline.name} nor its predictions, so nothing "
-            f"compares with it; remove the alias '{pipeline.spec.gate.champion_alias}' in MLflow to start anew"
-        )
+        raise TooFewPairs(f"the store has neither the champion, version {champion.number}, nor its predictions")
     return predictions

@@ -7,8 +7,9 @@ import dagster as dg
 
 from mlops_assets.assets.report import check_result, table_metadata
 from mlops_assets.assets.stage import Output, StageRun, plain_failures, stage_asset
+from mlops_assets.functions import call
 from mlops_assets.pipeline import Pipeline
-from mlops_assets.provenance import asset_key, previous_metadata, source_key
+from mlops_assets.provenance import DIGEST, asset_key, metadata_history, source_key
 from mlops_assets.resources.oxen import OxenResource
 from mlops_assets.resources.store import StoreResource
 from mlops_assets.store import Entry
@@ -16,6 +17,8 @@ from mlops_assets.store import Entry
 TABLE: Final = "table.parquet"
 OXEN_COMMIT: Final = "oxen commit"
 CLASS_COUNTS: Final = "class counts"
+HISTORY: Final = 50
+"""How many materializations back the version before this one is looked for."""
 
 
 def build_source(pipeline: Pipeline) -> Any:
@@ -63,7 +66,7 @@ def build_dataset(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
 
         def compute() -> Output:
             path = repository.materialize(spec.path, commit.id, oxen.cache)
-            frame = readers.read_table(path, validation.dtypes(run.pipeline.function("schema")()))
+            frame = readers.read_table(path, validation.dtypes(call(run.pipeline.function("schema"))))
             data = readers.to_parquet_bytes(frame)
             counts = validation.class_counts(frame, spec.target)
             return Output(readers.table_digest(data), {TABLE: data}, {CLASS_COUNTS: counts})
@@ -89,7 +92,7 @@ def build_dataset(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         with plain_failures():
             run = StageRun.start(context, pipeline, "dataset", store)
             frame = readers.from_parquet_bytes(run.output().read(TABLE))
-            return check_result(validation.validate(frame, run.pipeline.function("schema")()))
+            return check_result(validation.validate(frame, call(run.pipeline.function("schema"))), run.recipe_read)
 
     @dg.asset_check(
         asset=key,
@@ -113,17 +116,18 @@ def build_dataset(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
                 test=split.test,
                 validation=split.validation,
             )
-            return check_result(report)
+            return check_result(report, run.recipe_read)
 
     @dg.asset_check(asset=key, name="label_shift", description="How far the class shares moved since the last version.")
     def label_shift_check(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         from mlops_assets.data.validation import label_shift
 
         limit = Pipeline.load(pipeline.folder).spec.data.max_label_shift
-        history = [counts for counts in previous_metadata(context.instance, key, CLASS_COUNTS, limit=2) if counts]
-        if len(history) < 2:
+        history = [one for one in metadata_history(context.instance, key, limit=HISTORY) if CLASS_COUNTS in one]
+        others = [one for one in history if one[DIGEST] != history[0][DIGEST]]
+        if not others:
             return dg.AssetCheckResult(passed=True, description="no version before this one to compare with")
-        after, before = history
+        after, before = (dict(one[CLASS_COUNTS].value) for one in (history[0], others[0]))
         distance = label_shift(before, after)
         return dg.AssetCheckResult(
             passed=distance <= limit,

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import dagster as dg
 
-from mlops_assets.assets.model import part_of
+from mlops_assets.assets.model import parts_of
 from mlops_assets.assets.stage import InputRefused, Output, StageRun, plain_failures, stage_asset
 from mlops_assets.fingerprint import digest
 from mlops_assets.pipeline import Pipeline
@@ -39,9 +39,11 @@ def build_evaluation(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
 
         with plain_failures():
             run = StageRun.start(context, pipeline, "evaluation", store)
+            _ = run.recipe  # what may not be read is refused first
+            run.consistent()
 
         def compute() -> Output:
-            test = part_of(run.input("features"), run.pipeline, "test")
+            test = parts_of(run.input("features"), run.pipeline, "test")["test"]
             classes = run.pipeline.spec.data.classes
             predicted = predictions.predict_stored(run.store, run.pipeline.name, run.input("model"), test, classes)
             report = metrics.evaluate(test.y, predictions.probabilities(predicted), class_names=classes, keys=test.keys)

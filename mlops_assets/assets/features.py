@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from mlops_assets.assets.dataset import TABLE
+from mlops_assets.assets.dataset import OXEN_COMMIT, TABLE
 from mlops_assets.assets.report import check_result, table_metadata
 from mlops_assets.assets.stage import Output, StageRun, plain_failures, stage_asset
 from mlops_assets.functions import FunctionError, call
 from mlops_assets.pipeline import Pipeline
-from mlops_assets.provenance import asset_key
+from mlops_assets.provenance import asset_key, latest_metadata
 from mlops_assets.resources.store import StoreResource
 from mlops_assets.store import Entry
 
@@ -49,7 +49,12 @@ def build_features(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         def describe(entry: Entry) -> Mapping[str, Any]:
             frame = readers.from_parquet_bytes(entry.read(TABLE))
             parts = dict(sorted(frame[SPLIT].value_counts().iter_rows()))
-            return {"rows per part": dg.MetadataValue.json(parts), **table_metadata(frame)}
+            (dataset,) = latest_metadata(context.instance, [asset_key(pipeline.name, "dataset")])
+            return {
+                OXEN_COMMIT: str(dataset[OXEN_COMMIT].value),
+                "rows per part": dg.MetadataValue.json(parts),
+                **table_metadata(frame),
+            }
 
         yield from run.run(compute, describe)
 
@@ -63,7 +68,10 @@ def build_features(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
             run = StageRun.start(context, pipeline, "features", store)
             data = run.pipeline.spec.data
             frame = readers.from_parquet_bytes(run.output().read(TABLE))
-            return check_result(validation.check_features(frame, key=data.key, target=data.target, split=SPLIT))
+            report = validation.check_features(
+                frame, key=data.key, target=data.target, split=SPLIT, classes=data.classes
+            )
+            return check_result(report, run.recipe_read)
 
     return [features, features_check]
 

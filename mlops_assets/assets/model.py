@@ -1,5 +1,6 @@
 """`NAME/model`: train, export, and register the challenger in MLflow."""
 
+import hashlib
 import json
 import subprocess
 import time
@@ -74,14 +75,16 @@ def build_model(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
     return [model]
 
 
-def part_of(features: Entry, pipeline: Pipeline, part: str) -> "Arrays":
-    """One part of a stored feature table, as arrays."""
+def parts_of(features: Entry, pipeline: Pipeline, *parts: str) -> "dict[str, Arrays]":
+    """Parts of the split of a stored feature table, as arrays."""
     from mlops_assets.data.arrays import arrays
     from mlops_assets.data.readers import from_parquet_bytes
 
     data = pipeline.spec.data
     frame = from_parquet_bytes(features.read(TABLE))
-    return arrays(frame, part, key=data.key, target=data.target, split=SPLIT, classes=data.classes)
+    return {
+        part: arrays(frame, part, key=data.key, target=data.target, split=SPLIT, classes=data.classes) for part in parts
+    }
 
 
 def _train(run: StageRun, tracking: "Tracking", run_tags: Mapping[str, str], parent_run_id: str) -> Output:
@@ -89,7 +92,7 @@ def _train(run: StageRun, tracking: "Tracking", run_tags: Mapping[str, str], par
     from mlops_assets.training.trainer import Rows, train
 
     features = run.input("features")
-    parts = {part: part_of(features, run.pipeline, part) for part in ("train", "validation")}
+    parts = parts_of(features, run.pipeline, "train", "validation")
     config = _seeded(run.pipeline.spec.training, run.recipe.inputs["tick"])
     shape = (len(parts["train"].features), len(run.pipeline.spec.data.classes))
 
@@ -108,7 +111,7 @@ def _train(run: StageRun, tracking: "Tracking", run_tags: Mapping[str, str], par
             repository=run.pipeline.repository,
             path=run.pipeline.spec.data.path,
             commit=_commit(run),
-            digest=run.state["dataset"].digest,
+            digest=run.state["features"].inputs["dataset"],
         )
         function = run.pipeline.function("model")
         trained = train(
@@ -136,13 +139,18 @@ def _train(run: StageRun, tracking: "Tracking", run_tags: Mapping[str, str], par
             report = export.to_onnx(module, parts["train"].x[:2], Path(folder, ONNX))
             files = {name: Path(folder, name).read_bytes() for name in (WEIGHTS, ONNX)}
         files[HISTORY] = json.dumps([_metrics(epoch) for epoch in trained.history]).encode()
-        content = export.weights_digest(trained.weights)
+        # The network beside the weights: they may be the same where what is computed from them is not.
+        network = hashlib.sha256(files[ONNX]).hexdigest()
+        classes = run.pipeline.spec.data.classes
+        content = digest([export.weights_digest(trained.weights), network, parts["train"].features, classes])
         info = {
             "features": parts["train"].features,
-            "classes": run.pipeline.spec.data.classes,
+            "classes": classes,
+            "features code": run.state["features"].code_version,
             "sample": parts["train"].x[:2].tolist(),
             "facts": {**facts, "ONNX against torch, largest difference": report.max_difference},
         }
+        run.require_unchanged_source()
         _log_model(tracking, run, mlflow_run, module, Output(content, files, info))
     return Output(content, files, info)
 
@@ -223,7 +231,7 @@ def _tags(run: StageRun, features: Entry) -> dict[str, str]:
 
 def _commit(run: StageRun) -> str:
     """The Oxen commit that the features were made from."""
-    (made,) = latest_metadata(run.context.instance, [asset_key(run.pipeline.name, "dataset")])
+    (made,) = latest_metadata(run.context.instance, [asset_key(run.pipeline.name, "features")])
     return str(made[OXEN_COMMIT].value) if OXEN_COMMIT in made else ""
 
 

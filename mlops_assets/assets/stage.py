@@ -21,7 +21,7 @@ from mlops_assets.pipeline import BLOCKING_CHECKS, INPUTS, STAGES, Pipeline, Sta
 from mlops_assets.provenance import asset_key, provenance_metadata, read_state
 from mlops_assets.resources.store import StoreResource
 from mlops_assets.settings import settings
-from mlops_assets.staleness import Materialization, Wanted, recipe, why_stale
+from mlops_assets.staleness import Materialization, State, Wanted, recipe, why_stale
 from mlops_assets.store import Entry, Store
 
 log = logging.getLogger("mlops_assets")
@@ -53,6 +53,11 @@ def stage_asset(
 
 class InputRefused(MlopsError):
     """A stage will not read what is upstream."""
+
+
+def is_lost(store: Store, pipeline: str, stage: Stage, state: State) -> bool:
+    """Whether a stage was materialized and the store does not have its output any more; decisions are not stored."""
+    return stage != "champion" and stage in state and store.find(f"{pipeline}/{stage}", state[stage].recipe) is None
 
 
 @contextmanager
@@ -136,13 +141,30 @@ class StageRun:
             EntryMissing: The store has lost it.
         """
         self._require_readable(upstream)
-        return self.store.get(f"{self.pipeline.name}/{upstream}", self.state[upstream].recipe)
+        return self._stored(upstream)
+
+    @property
+    def recipe_read(self) -> str:
+        """The recipe of what a check of this stage reads, for its result to name."""
+        return self.state[self.stage].recipe
+
+    def consistent(self) -> None:
+        """Check that the newest model was trained on the newest features.
+
+        Raises:
+            InputRefused: It was not; somebody materialized one of them alone.
+        """
+        if self.state["model"].inputs["features"] != self.state["features"].digest:
+            name = self.pipeline.name
+            raise InputRefused(
+                f"{name}/model was trained on other features than {name}/features now holds; run `mlops run {name}`"
+            )
 
     def output(self) -> Entry:
         """The stored output of this stage's newest materialization, for its checks."""
         if self.stage not in self.state:
             raise InputRefused(f"{self.name} was never materialized; run `mlops run {self.pipeline.name}`")
-        return self.store.get(self.name, self.state[self.stage].recipe)
+        return self._stored(self.stage)
 
     def nothing_to_do(self) -> bool:
         """Whether this stage and everything behind it is as wanted, so that yielding nothing loses nothing.
@@ -153,8 +175,10 @@ class StageRun:
         made = self.state.get(self.stage)
         if made is None or made.recipe != self.recipe.key:
             return False
-        behind = STAGES[STAGES.index(self.stage) :]
-        return not any(why_stale(stage, self.pipeline.name, self.wanted, self.state) for stage in behind)
+        return not any(
+            why_stale(stage, self.pipeline.name, self.wanted, self.state) or self._lost(stage)
+            for stage in STAGES[STAGES.index(self.stage) :]
+        )
 
     def run(
         self,
@@ -168,7 +192,7 @@ class StageRun:
             describe: Dagster metadata of the stored output.
         """
         with plain_failures():
-            if self.nothing_to_do() and self.store.find(self.name, self.recipe.key):
+            if self.nothing_to_do():
                 log.info("%s: unchanged (recipe %s), nothing to do", self.name, self.recipe.key[:8])
                 return
             with self.store.making(self.recipe):
@@ -201,6 +225,19 @@ class StageRun:
             raise InputRefused(
                 f"the source of {self.name} changed while it ran, so its result is dropped; run it again"
             )
+
+    def _stored(self, stage: Stage) -> Entry:
+        made = self.state[stage]
+        entry = self.store.get(f"{self.pipeline.name}/{stage}", made.recipe)
+        if entry.digest != made.digest:
+            raise InputRefused(
+                f"the store's {self.pipeline.name}/{stage} is {entry.digest[:8]}, not {made.digest[:8]} as materialized; "
+                f"delete {entry.url} and run `mlops run {self.pipeline.name}`"
+            )
+        return entry
+
+    def _lost(self, stage: Stage) -> bool:
+        return is_lost(self.store, self.pipeline.name, stage, self.state)
 
     def _require_readable(self, upstream: Stage) -> None:
         name = f"{self.pipeline.name}/{upstream}"

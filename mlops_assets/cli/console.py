@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.text import Text
 
-out: Final = Console(soft_wrap=True)
-err: Final = Console(stderr=True, soft_wrap=True)
+out: Final = Console(soft_wrap=True, emoji=False)
+err: Final = Console(stderr=True, soft_wrap=True, emoji=False)
 
 
 def fail(error: Exception) -> None:

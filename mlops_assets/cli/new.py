@@ -275,17 +275,22 @@ def _try_out(pipeline: Pipeline, content: Path, derived: Derived) -> None:
     Raises:
         NewError: It does not pass.
     """
-    from mlops_assets.data import readers, validation
+    from mlops_assets.data import readers, splits, validation
     from mlops_assets.functions import call
 
     schema = call(pipeline.function("schema"))
     frame = readers.read_table(content, validation.dtypes(schema))
     report = validation.validate(frame, schema)
     if report.passed:
-        import polars as pl
-
-        made = call(pipeline.function("features"), frame).with_columns(split=pl.lit("train"))
-        report = validation.check_features(made, key=derived.key, target=derived.target, split="split")
+        made = call(pipeline.function("features"), frame)
+        parts = splits.assign(made[derived.key], **pipeline.spec.split.model_dump())
+        report = validation.check_features(
+            made.with_columns(parts.alias("split")),
+            key=derived.key,
+            target=derived.target,
+            split="split",
+            classes=pipeline.spec.data.classes,
+        )
     if not report.passed:
         raise NewError(f"no pipeline can be written for this table as it is: {report.sentence()}")
 

@@ -45,9 +45,10 @@ def run(
 
 def _run(pipeline: Pipeline, here: Settings, instance: dg.DagsterInstance) -> None:
     from mlops_assets.assessment import Assessment, active_run
-    from mlops_assets.execution import RunFailed, execute
+    from mlops_assets.execution import RunFailed, execute, wanted_stages
     from mlops_assets.report import champion_line
     from mlops_assets.sensors.run_status import close_dead_runs
+    from mlops_assets.store import Store
 
     name = pipeline.name
     dead = close_dead_runs(instance, here, {})
@@ -60,16 +61,19 @@ def _run(pipeline: Pipeline, here: Settings, instance: dg.DagsterInstance) -> No
     now = Assessment.of(pipeline, here.repository(pipeline.repository), instance)
     if now.plan.blocked and not now.plan.stale:
         raise RunFailed(f"{name} is blocked: {now.plan.blocked}; commit data that passes, or mend the schema")
+    stages = wanted_stages(now, Store(here.store_url))
     try:
-        if not now.plan.stale:
+        if not stages:
             out.print(f"[green]{name}: nothing is stale[/green] (Oxen {now.head.commit.id[:12]})")
         else:
-            for stage, why in now.plan.stale.items():
-                out.print(f"[bold]{name}/{stage}[/bold]: {why}")
+            for stage in stages:
+                out.print(
+                    f"[bold]{name}/{stage}[/bold]: {now.plan.stale.get(stage, 'lost from the store, or behind it')}"
+                )
             with progress_of_runs():
-                execute(now, instance)
+                execute(now, stages, instance)
     finally:
-        if dead or now.plan.stale:
+        if dead or stages:
             _close_mlflow_runs(here, instance)
     out.print(champion_line(instance, name))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from mlops_assets.cli.console import out
@@ -48,7 +49,7 @@ def _row(name: str, here: Settings, instance: dg.DagsterInstance) -> list[str]:
         commit,
         state,
         f"version {facts.version}" if facts and facts.version else "none",
-        facts.figures if facts else "",
+        escape(facts.figures) if facts else "",
         f"{run.run_id[:8]} {run.status.value.lower()}" if run else "none",
     ]
 
@@ -62,11 +63,11 @@ def _state(name: str, here: Settings, instance: dg.DagsterInstance) -> tuple[str
         pipeline = find_pipeline(name)
         now = Assessment.of(pipeline, here.repository(pipeline.repository), instance)
     except MlopsError as error:
-        return "", f"[red]{error}[/red]"
-    commit = f"{now.head.commit.id[:12]}\n{now.head.commit.message}"
-    lines = [f"[yellow]{stage}[/yellow]: {why}" for stage, why in now.plan.stale.items()]
+        return "", f"[red]{escape(str(error))}[/red]"
+    commit = f"{now.head.commit.id[:12]}\n{escape(now.head.commit.message)}"
+    lines = [f"[yellow]{stage}[/yellow]: {escape(why)}" for stage, why in now.plan.stale.items()]
     if now.plan.blocked:
-        lines.append(f"[red]blocked[/red]: {now.plan.blocked}")
+        lines.append(f"[red]blocked[/red]: {escape(now.plan.blocked)}")
     running = active_run(instance, name)
     if running:
         lines.insert(0, f"[blue]run {running.run_id[:8]} is {running.status.value.lower()}[/blue]")

@@ -28,8 +28,15 @@ if TYPE_CHECKING:
 KEPT_ROWS: Final = 20
 """How many failing rows a `Failure` names; `count` says how many there are."""
 
+KEPT_CLASSES: Final = 100
+"""How many entries `class_counts` gives at most."""
+
+OTHER_CLASSES: Final = "(all other classes)"
+"""Under this name `class_counts` adds up the classes that it does not name."""
+
 _SHOWN_ROWS: Final = 3  # in a sentence
 _SHOWN_LENGTH: Final = 60  # characters of one value
+_CLASS_LENGTH: Final = 200  # characters that tell classes apart in counts
 
 
 class SchemaError(MlopsError):
@@ -149,33 +156,34 @@ def check_target(
     if target not in frame.columns:
         failures.append(_missing(target))
     else:
-        labels = frame[target].cast(pl.String)
-        failures.extend(_failing(frame[target], labels.is_null(), "null", "null"))
-        outside = ~labels.is_in(pl.Series(names, dtype=pl.String)).fill_null(value=True)
-        failures.extend(_failing(frame[target], outside, "classes", f"none of the classes {', '.join(names)}"))
+        failures.extend(_check_labels(frame[target], names))
         if not any(failure.column == key for failure in failures):
             try:
                 parts = assign(frame[key], salt=salt, test=test, validation=validation)
             except SplitError as error:
                 failures.append(Failure(key, "split", str(error).rstrip(".")))
             else:
-                failures.extend(_check_coverage(target, names, labels, parts))
+                failures.extend(_check_coverage(frame[target], names, parts))
     return Report(frame.height, tuple(failures))
 
 
-def check_features(frame: pl.DataFrame, *, key: str, target: str, split: str) -> Report:
+def check_features(frame: pl.DataFrame, *, key: str, target: str, split: str, classes: Sequence[str | int]) -> Report:
     """Check what training needs of a feature table.
 
     Every column but the key, target and split is a feature: numeric or boolean, without nulls, finite. There is at
-    least one feature and one row, each row has a key of its own and a target, and its split is one of `PARTS`.
+    least one feature and one row, each row has a key of its own and a target among `classes`, its split is one of
+    `PARTS`, and every class has a row in each part: the function that made the table may have lost or renamed some.
     """
     failures = list(_check_key(frame, key))
-    for name in (target, split):
-        if name not in frame.columns:
-            failures.append(_missing(name))
-        else:
-            failures.extend(_failing(frame[name], frame[name].is_null(), "null", "null"))
-    if split in frame.columns:
+    names = [str(name) for name in classes]
+    if target not in frame.columns:
+        failures.append(_missing(target))
+    else:
+        failures.extend(_check_labels(frame[target], names))
+    if split not in frame.columns:
+        failures.append(_missing(split))
+    else:
+        failures.extend(_failing(frame[split], frame[split].is_null(), "null", "null"))
         valid = frame[split].cast(pl.String).is_in(PARTS).fill_null(value=True)
         failures.extend(_failing(frame[split], ~valid, "split", f"none of {', '.join(PARTS)}"))
     features = [name for name in frame.columns if name not in {key, target, split}]
@@ -183,17 +191,27 @@ def check_features(frame: pl.DataFrame, *, key: str, target: str, split: str) ->
         failures.append(Failure(None, "features", f"no feature column beside {key!r}, {target!r} and {split!r}"))
     if frame.is_empty():
         failures.append(Failure(None, "rows", "the table has no rows"))
+    elif target in frame.columns and split in frame.columns:
+        failures.extend(_check_coverage(frame[target], names, frame[split]))
     for name in features:
         failures.extend(_check_feature(frame[name]))
     return Report(frame.height, tuple(failures))
 
 
 def class_counts(frame: pl.DataFrame, target: str) -> dict[str, int]:
-    """Count the rows of each class, by the class as text; empty where there is no such column, and without nulls."""
+    """Count the rows of each class, by the class as text; empty where there is no such column, and without nulls.
+
+    Of more than `KEPT_CLASSES` classes the most frequent are named, and the others are one entry, `OTHER_CLASSES`.
+    Classes of the same first 200 characters are one.
+    """
     if target not in frame.columns:
         return {}
-    counts = frame[target].cast(pl.String).drop_nulls().value_counts(name="rows")
-    return dict(sorted(counts.iter_rows()))
+    labels = frame[target].cast(pl.String).drop_nulls().str.head(_CLASS_LENGTH)
+    counts = sorted(labels.value_counts(name="rows").iter_rows(), key=lambda item: (-item[1], item[0]))
+    if len(counts) <= KEPT_CLASSES:
+        return dict(sorted(counts))
+    kept, others = counts[: KEPT_CLASSES - 1], counts[KEPT_CLASSES - 1 :]
+    return {**dict(sorted(kept)), OTHER_CLASSES: sum(rows for _, rows in others)}
 
 
 def label_shift(before: Mapping[str, int], after: Mapping[str, int]) -> float:
@@ -307,12 +325,19 @@ def _check_key(frame: pl.DataFrame, key: str) -> Iterator[Failure]:
     yield from _failing(values, values.is_duplicated() & values.is_not_null(), "unique", "not unique")
 
 
-def _check_coverage(target: str, classes: list[str], labels: pl.Series, parts: pl.Series) -> Iterator[Failure]:
-    seen = set(zip(labels.to_list(), parts.to_list(), strict=True))
+def _check_labels(target: pl.Series, classes: list[str]) -> Iterator[Failure]:
+    labels = target.cast(pl.String)
+    yield from _failing(target, labels.is_null(), "null", "null")
+    outside = ~labels.is_in(pl.Series(classes, dtype=pl.String)).fill_null(value=True)
+    yield from _failing(target, outside, "classes", f"none of the classes {', '.join(classes)}")
+
+
+def _check_coverage(target: pl.Series, classes: list[str], parts: pl.Series) -> Iterator[Failure]:
+    seen = set(zip(target.cast(pl.String).to_list(), parts.cast(pl.String).to_list(), strict=True))
     for name in classes:
         if absent := [part for part in PARTS if (name, part) not in seen]:
             where = "" if len(absent) == len(PARTS) else f" in {' or '.join(absent)}"
-            yield Failure(target, "coverage", f"column {target!r}: no row of class {name!r}{where}")
+            yield Failure(target.name, "coverage", f"column {target.name!r}: no row of class {name!r}{where}")
 
 
 def _check_feature(values: pl.Series) -> Iterator[Failure]:

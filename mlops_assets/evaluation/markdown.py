@@ -1,6 +1,6 @@
 """An evaluation as Markdown, for the places that show it beside an asset or a run.
 
-Belongs here: tables and wording. Not here: measuring.
+Belongs here: tables, their cells, and wording. Not here: measuring.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from mlops_assets.evaluation.metrics import Evaluation
 _WIDEST_TABLE: Final = 15
 _MOST_CLASSES: Final = 50
 _MOST_MISTAKES: Final = 5
+_LONGEST_CELL: Final = 60
 
 
 def markdown_confusion(evaluation: Evaluation) -> str:
@@ -23,14 +24,14 @@ def markdown_confusion(evaluation: Evaluation) -> str:
     Returns:
         A Markdown table; beyond 15 classes, which would be too wide to read, one of the pairs most often confused.
     """
-    names = [_cell(report.name) for report in evaluation.classes]
+    names = [cell(report.name) for report in evaluation.classes]
     if len(names) <= _WIDEST_TABLE:
         header = ["true \\ predicted", *names]
         body = [
             [f"**{name}**", *(str(count) for count in row)]
             for name, row in zip(names, evaluation.confusion, strict=True)
         ]
-        return _table(header, body)
+        return table(header, body)
     pairs = [
         (count, true, predicted)
         for true, row in enumerate(evaluation.confusion)
@@ -40,7 +41,7 @@ def markdown_confusion(evaluation: Evaluation) -> str:
     if not pairs:
         return "No test row was confused."
     pairs.sort(key=lambda pair: -pair[0])
-    return _table(
+    return table(
         ["true", "predicted", "rows"],
         [[names[true], names[predicted], str(count)] for count, true, predicted in pairs[:_WIDEST_TABLE]],
     )
@@ -69,7 +70,7 @@ def markdown_summary(evaluation: Evaluation) -> str:
         reports = sorted(reports, key=lambda report: 2.0 if report.recall is None else report.recall)[:_MOST_CLASSES]
     classes = [
         [
-            _cell(report.name),
+            cell(report.name),
             str(report.support),
             _share(report.precision),
             _with_range(report.recall, report.recall_lower, report.recall_upper),
@@ -78,19 +79,20 @@ def markdown_summary(evaluation: Evaluation) -> str:
         for report in reports
     ]
     mistakes = [
-        [_cell(item.key), _cell(item.label), _cell(item.predicted), f"{item.probability:.3f}"]
+        [cell(item.key), cell(item.label), cell(item.predicted), f"{item.probability:.3f}"]
         for item in evaluation.worst[:_MOST_MISTAKES]
     ]
     parts = [
-        _table(["measure", "value (95 % interval)"], measures),
-        _table(["class", "rows", "precision", "recall (95 % interval)", "F1"], classes),
+        table(["measure", "value (95 % interval)"], measures),
+        table(["class", "rows", "precision", "recall (95 % interval)", "F1"], classes),
     ]
     if mistakes:
-        parts.append("Surest mistakes:\n\n" + _table(["row", "true", "predicted", "probability"], mistakes))
+        parts.append("Surest mistakes:\n\n" + table(["row", "true", "predicted", "probability"], mistakes))
     return "\n\n".join(parts)
 
 
-def _table(header: list[str], body: list[list[str]]) -> str:
+def table(header: list[str], body: list[list[str]]) -> str:
+    """Write a table of what `cell` made, or of text that is known to fit."""
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *body))
 
 
@@ -102,9 +104,11 @@ def _share(value: float | None) -> str:
     return "none" if value is None else f"{value:.3f}"
 
 
-def _cell(text: str) -> str:
-    """Keep a name from ending its cell, its row or the text around it."""
+def cell(text: str) -> str:
+    """Keep a text from ending its cell, its row or the text around it, and shorten it to 60 characters."""
     flat = " ".join(text.split())
+    if len(flat) > _LONGEST_CELL:
+        flat = f"{flat[: _LONGEST_CELL - 3]}..."
     for character in "\\`*_|[<":
         flat = flat.replace(character, f"\\{character}")
     return flat

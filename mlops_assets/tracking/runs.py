@@ -249,6 +249,14 @@ class Tracking:
             for path, content in artifacts.items():
                 self.log_file(run_id, path, content)
 
+    def run_tags(self, run_id: str) -> dict[str, str]:
+        """The tags of a run.
+
+        Raises:
+            TrackingError: there is no such run, or it was deleted.
+        """
+        return dict(self._get(run_id).data.tags)
+
     def run_url(self, run_id: str, ui_url: str) -> str:
         """The page of the run in MLflow's UI at `ui_url`."""
         return f"{ui_url.rstrip('/')}/#/experiments/{self._get(run_id).info.experiment_id}/runs/{run_id}"

@@ -9,7 +9,9 @@ from pandera.config import config_context
 from mlops_assets.data.readers import read_table
 from mlops_assets.data.samples import iris
 from mlops_assets.data.validation import (
+    KEPT_CLASSES,
     KEPT_ROWS,
+    OTHER_CLASSES,
     Report,
     SchemaError,
     check_features,
@@ -234,7 +236,7 @@ def test_classes_may_be_numbers() -> None:
     assert check_target(frame, **{**TARGET, "target": "y", "classes": ["0"]}).failures[0].count == 100
 
 
-FEATURES = {"key": "id", "target": "species", "split": "split"}
+FEATURES = {"key": "id", "target": "species", "split": "split", "classes": SPECIES}
 
 
 def features() -> pl.DataFrame:
@@ -264,6 +266,29 @@ def test_sound_features_pass() -> None:
 )
 def test_features_that_cannot_be_trained_on(frame: pl.DataFrame, says: str) -> None:
     assert check_features(frame, **FEATURES).sentence() == says
+
+
+def test_features_keep_what_the_dataset_was_checked_for() -> None:
+    one = check_features(features().filter(pl.col("species") == "setosa"), **FEATURES)
+    assert one.sentence() == (
+        "column 'species': no row of class 'versicolor'; column 'species': no row of class 'virginica'"
+    )
+    untested = features().filter((pl.col("species") != "setosa") | (pl.col("split") == "train"))
+    assert check_features(untested, **FEATURES).sentence() == (
+        "column 'species': no row of class 'setosa' in validation or test"
+    )
+    renamed = check_features(features().with_columns(pl.col("species").str.to_uppercase()), **FEATURES)
+    assert renamed.sentence().startswith(
+        "column 'species': 150 rows are none of the classes setosa, versicolor, virginica (row 1: 'SETOSA', "
+    )
+
+
+def test_of_many_classes_the_most_frequent_are_counted() -> None:
+    counts = class_counts(pl.DataFrame({"y": [f"c{i:03}" for i in range(300) for _ in range(i + 1)]}), "y")
+    assert len(counts) == KEPT_CLASSES
+    assert counts[OTHER_CLASSES] == sum(range(1, 202))
+    assert {name for name in counts if name != OTHER_CLASSES} == {f"c{i}" for i in range(201, 300)}
+    assert list(class_counts(pl.DataFrame({"y": ["x" * 1_000_000]}), "y")) == ["x" * 200]
 
 
 def test_class_counts() -> None:

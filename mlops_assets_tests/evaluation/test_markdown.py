@@ -1,6 +1,6 @@
 import numpy as np
 
-from mlops_assets.evaluation.markdown import markdown_confusion, markdown_summary
+from mlops_assets.evaluation.markdown import cell, markdown_confusion, markdown_summary
 from mlops_assets.evaluation.metrics import evaluate
 
 
@@ -56,6 +56,11 @@ def test_of_very_many_classes_the_weakest_are_shown():
     assert "| c149 |" in text
     assert "| c199 |" not in text
     assert sum(line.startswith(("| c0", "| c1")) for line in text.splitlines()) == 50
+
+
+def test_long_names_are_shortened():
+    assert cell("a  b\n" + "x" * 1_000_000) == f"a b {'x' * 53}..."
+    assert cell("|" * 1000) == "\\|" * 57 + "..."
 
 
 def test_names_cannot_break_the_table():
