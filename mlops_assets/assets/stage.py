@@ -231,7 +231,7 @@ class StageRun:
         entry = self.store.get(f"{self.pipeline.name}/{stage}", made.recipe)
         if entry.digest != made.digest:
             raise InputRefused(
-                f"the store's {self.pipeline.name}/{stage} is {entry.digest[:8]}, not {made.digest[:8]} as materialized; "
+                f"the store's {self.pipeline.name}/{stage} is {entry.digest[:8]}, not {made.digest[:8]} as recorded; "
                 f"delete {entry.url} and run `mlops run {self.pipeline.name}`"
             )
         return entry

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from mlops_assets.cli import main
+from mlops_assets.cli import console, main
 
 
 class Ended(NamedTuple):
@@ -23,7 +23,8 @@ Mlops = Callable[..., Ended]
 
 @pytest.fixture
 def mlops(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Mlops]:
-    monkeypatch.setenv("COLUMNS", "200")
+    for each in (console.out, console.err):
+        monkeypatch.setattr(each, "_width", 200)  # made when first imported, with the terminal's width of then
     with socket.socket() as taken:  # bound, but not listening: connections are refused
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setenv("MLOPS_DAGSTER_PORT", str(taken.getsockname()[1]))

@@ -25,7 +25,7 @@ from mlops_assets_tests.oxen.conftest import contents
 def test_a_new_repository_takes_its_first_commit(tmp_path: Path) -> None:
     repo = Repository(tmp_path / "new" / "repo")
     assert not repo.exists()
-    with pytest.raises(RepositoryNotFound, match="init"):
+    with pytest.raises(RepositoryNotFound, match="mlops data import"):
         repo.heads()
     repo.init()
     repo.init()

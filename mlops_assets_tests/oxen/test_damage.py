@@ -126,7 +126,7 @@ def test_a_damaged_configuration(repo: Repository) -> None:
         repo.heads()
     config.unlink()
     for attempt in (repo.heads, lambda: repo.commit("no", files={"a": b"1"}), lambda: repo.digest("", "0" * 32)):
-        with pytest.raises(RepositoryNotFound, match="init"):
+        with pytest.raises(RepositoryNotFound, match="mlops data import"):
             attempt()
 
 
