@@ -12,8 +12,8 @@ from mlops_assets.resources.store import StoreResource
 from mlops_assets.sensors.run_status import build_run_status
 from mlops_assets.settings import settings
 
-# Dagster warns of its own use of a beta parameter inside an observable source asset, at every load.
-warnings.filterwarnings("ignore", "Parameter `execution_type`", dg.BetaWarning)
+# Observable source assets are beta, and so is a parameter that they use themselves; Dagster would say so at every load.
+warnings.filterwarnings("ignore", "(Function `observable_source_asset`|Parameter `execution_type`)", dg.BetaWarning)
 
 
 @dg.definitions

@@ -64,7 +64,7 @@ def _state(name: str, here: Settings, instance: dg.DagsterInstance) -> tuple[str
         now = Assessment.of(pipeline, here.repository(pipeline.repository), instance)
     except MlopsError as error:
         return "", f"[red]{escape(str(error))}[/red]"
-    commit = f"{now.head.commit.id[:12]}\n{escape(now.head.commit.message)}"
+    commit = f"{now.head.commit.id[:8]}\n{escape(now.head.commit.message)}"
     lines = [f"[yellow]{stage}[/yellow]: {escape(why)}" for stage, why in now.plan.stale.items()]
     if now.plan.blocked:
         lines.append(f"[red]blocked[/red]: {escape(now.plan.blocked)}")
