@@ -1,15 +1,24 @@
 """What all tests share: nothing of the user's home or environment reaches them."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from mlops_assets.settings import settings
-from mlops_assets_tests.mlflow_fixtures import home, store_template, tracking
+from mlops_assets_tests.mlflow_fixtures import close_stores, home, store_template, tracking
+
+if TYPE_CHECKING:
+    from mlops_assets_tests.loop import Loop
 
 __all__ = ["home", "store_template", "tracking"]
+
+# A shell that starts the tests in the background has Ctrl-C ignored, and every child would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
@@ -23,3 +32,15 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     settings.cache_clear()
     yield
     settings.cache_clear()
+
+
+@pytest.fixture
+def loop(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["Loop"]:
+    """The iris pipeline in a folder of its own, driven in this process."""
+    from mlops_assets.home import ensure_home
+    from mlops_assets_tests.loop import looping
+
+    monkeypatch.setenv("DAGSTER_HOME", str(home / "dagster"))
+    with looping(ensure_home(settings()), tmp_path / "defs" / "iris") as made:
+        yield made
+    close_stores()

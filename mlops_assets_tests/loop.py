@@ -19,6 +19,7 @@ from mlops_assets.resources.mlflow import MLflowResource
 from mlops_assets.resources.oxen import OxenResource
 from mlops_assets.resources.store import StoreResource
 from mlops_assets.settings import Settings
+from mlops_assets.tracking.runs import Tracking
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
@@ -119,3 +120,10 @@ def looping(here: Settings, folder: Path, *, epochs: int = 40) -> Iterator[Loop]
     yaml.write_text(yaml.read_text().replace("epochs: 200", f"epochs: {epochs}"))
     with open_instance(here) as instance:
         yield Loop(here, instance, folder)
+
+
+def trainings(loop: Loop) -> int:
+    """How many MLflow runs trained a model."""
+    client = Tracking.embedded(loop.here.home).client
+    experiment = client.get_experiment_by_name("iris")
+    return len(client.search_runs([experiment.experiment_id], "tags.`mlops.recipe` != ''")) if experiment else 0
