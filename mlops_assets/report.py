@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
@@ -22,7 +21,6 @@ class ChampionFacts:
     accuracy_upper: float | None
     rows: int
     mlflow_url: str
-    decided: datetime
 
     @property
     def figures(self) -> str:
@@ -47,7 +45,6 @@ def champion_facts(instance: dg.DagsterInstance, pipeline: str) -> ChampionFacts
         accuracy_upper=values.get("accuracy_upper"),
         rows=int(values.get("test rows", 0)),
         mlflow_url=str(values.get("MLflow run", "")),
-        decided=datetime.fromtimestamp(event.timestamp, UTC),
     )
 
 

@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from mlops_assets.assessment import REASON_TAG
 from mlops_assets.assets.stage import TICK_TAG
 from mlops_assets.pipeline import Pipeline
 from mlops_assets.provenance import asset_key, job_name
@@ -23,7 +24,7 @@ def build_retrain(pipeline: Pipeline) -> dg.ScheduleDefinition:
         return dg.RunRequest(
             run_key=tick,
             asset_selection=[asset_key(pipeline.name, stage) for stage in ("model", "evaluation", "champion")],
-            tags={TICK_TAG: tick, "mlops/reason": f"schedule {pipeline.spec.schedule}"},
+            tags={TICK_TAG: tick, REASON_TAG: f"schedule {pipeline.spec.schedule}"},
         )
 
     return retrain
