@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dagster as dg
 from dagster._core.events import JobFailureData, RunFailureReason
 
 from mlops_assets.assessment import Assessment
-from mlops_assets.assets.stage import is_lost
+from mlops_assets.assets.stage import TRIAL_TAG, is_lost
 from mlops_assets.errors import MlopsError
 from mlops_assets.liveness import hold
 from mlops_assets.pipeline import STAGES, Stage
@@ -34,8 +35,16 @@ def wanted_stages(now: Assessment, store: Store) -> tuple[Stage, ...]:
     return STAGES[STAGES.index(wanted[0]) :] if wanted else ()
 
 
-def execute(now: Assessment, stages: Sequence[Stage], instance: dg.DagsterInstance) -> str:
+def execute(
+    now: Assessment, stages: Sequence[Stage], instance: dg.DagsterInstance, trial: Mapping[str, Any] | None = None
+) -> str:
     """Run stages and return the run's id.
+
+    Args:
+        now: What is wanted.
+        stages: What to run.
+        instance: The Dagster instance.
+        trial: Options of `training` that `now` has otherwise than the pipeline's file.
 
     Raises:
         RunFailed: A step or a blocking check failed; says which, and what it said.
@@ -55,7 +64,7 @@ def execute(now: Assessment, stages: Sequence[Stage], instance: dg.DagsterInstan
         run_id=run_id,
         run_config=quiet,
         asset_selection=[asset_key(now.pipeline.name, stage) for stage in stages],
-        tags=now.tags,
+        tags={**now.tags, TRIAL_TAG: json.dumps(trial)} if trial else now.tags,
         raise_on_error=False,
     )
     if result.success:

@@ -7,17 +7,17 @@ Belongs here: what one folder below `defs/` means, without Dagster. Does not: wh
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from mlops_assets import versions
 from mlops_assets.errors import MlopsError
-from mlops_assets.fingerprint import PACKAGE_ROOT, code_version
+from mlops_assets.fingerprint import PACKAGE_ROOT, code_version, digest
 from mlops_assets.functions import load_function
 from mlops_assets.spec import NAME_PATTERN, SPEC_FILE, PipelineSpec, load_spec
-from mlops_assets.training.config import environment, environment_digest
+from mlops_assets.training.config import TrainingConfig, environment, environment_digest
 
 Stage = Literal["dataset", "features", "model", "evaluation", "champion"]
 
@@ -73,6 +73,23 @@ class Pipeline:
         """
         return cls(folder, load_spec(folder / SPEC_FILE))
 
+    def trial(self, training: Mapping[str, Any]) -> Pipeline:
+        """The same pipeline with some options of `training` set otherwise; they enter the model's recipe.
+
+        Raises:
+            pydantic.ValidationError: An option is unknown, or has a value that is not allowed.
+        """
+        if not training:
+            return self
+        changed = TrainingConfig(**{**self.spec.training.model_dump(), **training})
+        return replace(self, spec=self.spec.model_copy(update={"training": changed}))
+
+    @property
+    def decoding(self) -> str:
+        """What a decoded image depends on beside its file: equal texts, equal pixels."""
+        images = self.spec.data.images
+        return digest([versions.IMAGES, images.model_dump() if images else None])
+
     @property
     def name(self) -> str:
         """The folder's name: the asset group, and the first part of every asset key."""
@@ -115,14 +132,16 @@ class Pipeline:
     def _code(self) -> dict[Stage, tuple[Literal["schema", "features", "model"] | None, dict[str, Any]]]:
         """Per stage: the function whose source counts, and the configuration and version constants that do."""
         spec = self.spec
+        images = spec.data.images
         columns = {"key": spec.data.key, "target": spec.data.target, "classes": spec.data.classes}
         data = {**columns, "repository": self.repository, "branch": spec.data.branch, "path": spec.data.path}
-        split = {**spec.split.model_dump(), "version": versions.SPLIT}
+        reader: Any = versions.READER if images is None else [versions.IMAGES, images.model_dump()]
+        split = {**spec.split.model_dump(exclude_none=True), "version": versions.SPLIT}
         functions = spec.functions
         return {
             "dataset": (
                 "schema",
-                {"function": functions.schema_, "data": data, "split": split, "reader": versions.READER},
+                {"function": functions.schema_, "data": data, "split": split, "reader": reader},
             ),
             "features": ("features", {"function": functions.features, "columns": columns, "split": split}),
             "model": (
@@ -131,7 +150,9 @@ class Pipeline:
                     "function": functions.network,
                     "columns": columns,
                     "parameters": spec.parameters,
-                    "training": spec.training.model_dump(),
+                    # An option that a later release brings changes nothing where it is not set; the trainer's
+                    # constant is raised when a default changes.
+                    "training": spec.training.model_dump(exclude_defaults=True),
                     "trainer": versions.TRAINER,
                 },
             ),

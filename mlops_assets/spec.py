@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from mlops_assets.data.config import ImagesConfig, OriginConfig
 from mlops_assets.errors import MlopsError
 from mlops_assets.gate.condition import ConditionError, parse
 from mlops_assets.strict import StrictModel
@@ -32,6 +33,8 @@ TABLE_ENDINGS: Final = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".pq")
 """What `data.readers` reads; a copy, since reading a `defs.yaml` must not load Polars."""
 SPLIT_COLUMN: Final = "split"
 """The column that the platform adds to the features."""
+IMAGE_COLUMNS: Final = {"key": "key", "target": "label"}
+"""How the readers of images name the columns that a table's author names himself."""
 
 
 class SpecError(MlopsError):
@@ -63,12 +66,10 @@ def _column(name: str) -> str:
     return name
 
 
-def _table(path: str) -> str:
+def _path(path: str) -> str:
     parts = PurePosixPath(path)
-    if parts.is_absolute() or ".." in parts.parts or str(parts) != path:
+    if parts.is_absolute() or ".." in parts.parts or str(parts) != path or not parts.parts:
         raise ValueError(f"'{path}' is not a path within the repository, such as iris.csv or tables/iris.parquet")
-    if not path.lower().endswith(TABLE_ENDINGS):
-        raise ValueError(f"'{path}' is of no kind that can be read; its name must end in {', '.join(TABLE_ENDINGS)}")
     return path
 
 
@@ -91,7 +92,7 @@ Owner = Annotated[str, Field(pattern=r"^(team:.+|[A-Za-z0-9_][A-Za-z0-9._%+-]*@[
 
 
 class DataSpec(StrictModel):
-    """Which table of which Oxen repository, and what its columns mean."""
+    """Which table or which images of which Oxen repository, and what its columns mean."""
 
     repository: str = Field(
         default="",
@@ -100,11 +101,17 @@ class DataSpec(StrictModel):
         "pipeline's own name.",
     )
     branch: str = Field(default="main", min_length=1, description="Branch whose head the pipeline follows.")
-    path: Annotated[str, AfterValidator(_table)] = Field(
-        description="The table's file in the repository: .csv, .csv.gz, .tsv or .parquet."
+    images: ImagesConfig | None = Field(default=None, description="For images: how they are laid out and decoded.")
+    path: Annotated[str, AfterValidator(_path)] = Field(
+        description="The table's file in the repository (.csv, .csv.gz, .tsv or .parquet), or the images' directory."
     )
-    key: Column = Field(description="Column that identifies a row for ever; the split hashes it.")
-    target: Column = Field(description="Column with the class to predict.")
+    origin: OriginConfig = Field(
+        default_factory=OriginConfig, description="Where the first version comes from when nobody gives a file."
+    )
+    key: Column = Field(
+        description="Column that identifies a row for ever, and that the split hashes; `key` for images."
+    )
+    target: Column = Field(description="Column with the class to predict; `label` for images.")
     classes: list[str] = Field(
         min_length=2, description="The target's values, in the order in which the model's outputs stand."
     )
@@ -115,8 +122,27 @@ class DataSpec(StrictModel):
         description="Total variation distance between the class shares of two versions of the data that warns.",
     )
 
+    @field_validator("path")
+    @classmethod
+    def _readable(cls, path: str, known: ValidationInfo) -> str:
+        if known.data.get("images", ...) is None and not path.lower().endswith(TABLE_ENDINGS):
+            raise ValueError(
+                f"'{path}' is of no kind that can be read; a table's name must end in {', '.join(TABLE_ENDINGS)}, and "
+                "a directory of images needs `images: {layout: folder}`"
+            )
+        return path
+
+    @model_validator(mode="before")
+    @classmethod
+    def _columns_of_images(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("images") is not None:
+            return {**IMAGE_COLUMNS, **given}
+        return given
+
     @model_validator(mode="after")
     def _distinct(self) -> Self:
+        if self.images is not None and {"key": self.key, "target": self.target} != IMAGE_COLUMNS:
+            raise ValueError("images have the columns key and label; leave `key` and `target` out")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes must differ from each other (got {self.classes})")
         if self.key == self.target:
@@ -128,11 +154,18 @@ class SplitSpec(StrictModel):
     """Which rows are for testing and validating: by a hash of the key, so a test row stays one when data grows."""
 
     salt: str = Field(min_length=1, description="Fixes the split; another salt is another split.")
+    column: Column | None = Field(
+        default=None,
+        description="Column with the data's own split, such as `part` of idx and CIFAR images: rows that it calls "
+        "`test` are the test rows (`validation` likewise), and the hash splits the others.",
+    )
     test: float = Field(default=0.2, gt=0, lt=1, description="Share of the rows kept for the evaluation.")
     validation: float = Field(default=0.15, gt=0, lt=1, description="Share of the rows that early stopping watches.")
 
     @model_validator(mode="after")
     def _leaves_training_rows(self) -> Self:
+        if self.column is not None and "test" in self.model_fields_set:
+            raise ValueError(f"column '{self.column}' says which rows are for testing; leave `test` out")
         if self.test + self.validation >= 1:
             raise ValueError(f"test + validation must leave rows to train on (got {self.test} + {self.validation})")
         return self
@@ -149,13 +182,14 @@ class FunctionsSpec(StrictModel):
     features: FunctionRef = Field(
         default="features.py:features",
         description="FILE.py:FUNCTION in this folder, `features(frame: polars.DataFrame) -> polars.DataFrame`: keeps "
-        "key and target, returns numbers.",
+        "key and target, returns numbers. For images `features(images: numpy.ndarray) -> numpy.ndarray`, uint8, "
+        "(n, height, width, channels).",
     )
     network: FunctionRef = Field(
         default="model.py:model",
         alias="model",
         description="FILE.py:FUNCTION in this folder, `model(n_features: int, n_classes: int, **parameters) -> "
-        "torch.nn.Module`.",
+        "torch.nn.Module`; for images the shape (height, width, channels) takes the place of n_features.",
     )
 
 

@@ -9,6 +9,9 @@ from typing import Final
 READER: Final = "1"
 """`data/readers.py`: how a file becomes a table, and how a table is encoded."""
 
+IMAGES: Final = "1"
+"""`data/images.py` and its layouts: how files become pixels."""
+
 SPLIT: Final = "1"
 """`data/splits.py`: which rows are for testing."""
 

@@ -1,5 +1,6 @@
 """A pipeline with everything real around it, driven tick by tick in one process."""
 
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 @dataclass
 class Loop:
-    """A copy of the iris pipeline in a folder of the test's own."""
+    """A copy of a shipped pipeline in a folder of the test's own."""
 
     here: Settings
     instance: dg.DagsterInstance
@@ -35,8 +36,12 @@ class Loop:
     run_keys: set[str] = field(default_factory=set)
 
     @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
     def repository(self) -> Repository:
-        return self.here.repository("iris")
+        return self.here.repository(self.name)
 
     @property
     def resources(self) -> dict[str, dg.ConfigurableResource]:
@@ -84,13 +89,13 @@ class Loop:
         context = dg.build_sensor_context(
             instance=self.instance, cursor=self.cursor, resources={"oxen": self.resources["oxen"]}
         )
-        return definitions.get_repository_def().get_sensor_def("iris_rematerialize")(context)
+        return definitions.get_repository_def().get_sensor_def(f"{self.name}_rematerialize")(context)
 
     def run(
         self, selection: list[dg.AssetKey] | None = None, tags: Mapping[str, str] | None = None
     ) -> dg.ExecuteInProcessResult:
         """Run a selection, by default everything, as the UI's button would."""
-        job = self.definitions().resolve_job_def(job_name("iris"))
+        job = self.definitions().resolve_job_def(job_name(self.name))
         return job.execute_in_process(
             instance=self.instance, run_config=QUIET, asset_selection=selection, tags=tags, raise_on_error=False
         )
@@ -114,10 +119,10 @@ def made(result: dg.ExecuteInProcessResult) -> list[str]:
 
 @contextmanager
 def looping(here: Settings, folder: Path, *, epochs: int = 40) -> Iterator[Loop]:
-    """The iris pipeline, trained briefly, over a home."""
-    shutil.copytree(DEFS / "iris", folder)
+    """The shipped pipeline of the folder's name, trained briefly, over a home."""
+    shutil.copytree(DEFS / folder.name, folder)
     yaml = folder / "defs.yaml"
-    yaml.write_text(yaml.read_text().replace("epochs: 200", f"epochs: {epochs}"))
+    yaml.write_text(re.sub(r"epochs: \d+", f"epochs: {epochs}", yaml.read_text()))
     with open_instance(here) as instance:
         yield Loop(here, instance, folder)
 
@@ -125,5 +130,5 @@ def looping(here: Settings, folder: Path, *, epochs: int = 40) -> Iterator[Loop]
 def trainings(loop: Loop) -> int:
     """How many MLflow runs trained a model."""
     client = Tracking.embedded(loop.here.home).client
-    experiment = client.get_experiment_by_name("iris")
+    experiment = client.get_experiment_by_name(loop.name)
     return len(client.search_runs([experiment.experiment_id], "tags.`mlops.recipe` != ''")) if experiment else 0

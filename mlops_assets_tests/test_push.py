@@ -15,6 +15,7 @@ from dagster._core.storage.tags import RUN_KEY_TAG, SENSOR_NAME_TAG
 from mlops_assets import push as push_
 from mlops_assets.assessment import Assessment
 from mlops_assets.cli import data
+from mlops_assets.cli.intake import Intake
 from mlops_assets.data import samples
 from mlops_assets.home import ensure_home, open_instance
 from mlops_assets.pipeline import STAGES, find_pipeline
@@ -113,13 +114,17 @@ def test_nothing_stale_and_blocked_ask_nobody(now: Assessment, instance: dg.Dags
     assert push(blocked, instance, here) == (None, "iris is blocked: dataset's check 'schema' failed")
 
 
+def uci() -> Intake:
+    return Intake({"iris.csv": samples.iris_uci().write_csv().encode()}, "a test")
+
+
 def test_a_failed_push_leaves_the_commit_standing(
     here: Settings, instance: dg.DagsterInstance, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
         threading.Thread(target=server.serve_forever).start()
         here.dagster_port = server.server_port
-        data._record(find_pipeline("iris"), here, samples.iris_uci().write_csv().encode(), "second", launch=True)
+        data._record(find_pipeline("iris"), here, uci(), "second", launch=True)
         server.shutdown()
     told = capsys.readouterr()
     assert "committed" in told.out
@@ -131,7 +136,7 @@ def test_a_broken_dagster_home_does_not_stop_a_commit(here: Settings, capsys: py
     (here.dagster_home / "dagster.yaml").write_text("run_queue: [")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         here.dagster_port = silent.getsockname()[1]
-        data._record(find_pipeline("iris"), here, samples.iris_uci().write_csv().encode(), "second", launch=True)
+        data._record(find_pipeline("iris"), here, uci(), "second", launch=True)
     told = capsys.readouterr()
     assert "committed" in told.out
     assert "warning: Dagster's own files" in told.err
@@ -176,7 +181,7 @@ def test_the_run_is_what_the_sensor_would_ask_for(
         assert again == (None, f"run {pushed.run_id[:8]} of iris is queued; the sensor follows when it has ended")
 
         instance.delete_run(pushed.run_id)
-        data._record(now.pipeline, here, samples.iris_uci().write_csv().encode(), "second", launch=True)
+        data._record(now.pipeline, here, uci(), "second", launch=True)
         (second,) = instance.get_runs()
         told = capsys.readouterr()
         assert f"run {second.run_id[:8]} started: " in told.out

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from mlops_assets.assets.features import SPLIT
 from mlops_assets.data.readers import SUPPORTED
-from mlops_assets.pipeline import DEFS, PipelineNotFound, find_pipeline
+from mlops_assets.pipeline import DEFS, PipelineNotFound, find_pipeline, pipeline_folders
 from mlops_assets.spec import COMPONENT_TYPE, SPLIT_COLUMN, TABLE_ENDINGS, Owner, SpecError, load_spec
 
 IRIS = (DEFS / "iris" / "defs.yaml").read_text()
@@ -28,10 +28,37 @@ def line_of(text: str, part: str) -> int:
     return next(number for number, line in enumerate(text.splitlines(), start=1) if part in line)
 
 
-def test_the_shipped_pipeline_is_read() -> None:
+def test_the_shipped_iris_is_read() -> None:
     spec = load_spec(DEFS / "iris" / "defs.yaml")
     assert spec.data.classes == ["setosa", "versicolor", "virginica"]
     assert spec.functions.schema_ == "schema.py:schema"
+
+
+@pytest.mark.parametrize("name", [folder.name for folder in pipeline_folders()])
+def test_every_shipped_pipeline_is_read(name: str) -> None:
+    assert find_pipeline(name).spec.gate.condition
+
+
+def test_images_have_columns_of_their_own_and_a_directory(tmp_path: Path) -> None:
+    spec = load_spec(DEFS / "digits" / "defs.yaml")
+    assert (spec.data.key, spec.data.target, spec.data.path) == ("key", "label", "scans")
+    text = IRIS.replace("path: iris.csv", "path: flowers")
+    assert "a directory of images needs `images: {layout: folder}`" in refused(tmp_path, text)
+    text = IRIS.replace("path: iris.csv", "path: flowers\n    images: {layout: folder}")
+    assert "images have the columns key and label" in refused(tmp_path, text)
+    digits = (DEFS / "digits" / "defs.yaml").read_text()
+    assert "each from 1 to 4096" in refused(tmp_path, digits.replace("mode: L", "mode: L, size: [0, 8]"))
+    assert "'folder', 'idx' or 'cifar'" in refused(tmp_path, digits.replace("layout: folder", "layout: zip"))
+
+
+def test_the_data_s_own_split_leaves_no_share_of_test_rows(tmp_path: Path) -> None:
+    text = IRIS.replace("salt: iris-1", "salt: iris-1\n    column: part")
+    assert "column 'part' says which rows are for testing; leave `test` out" in refused(tmp_path, text)
+
+
+def test_an_address_needs_its_checksum(tmp_path: Path) -> None:
+    text = IRIS.replace("origin: {sample: iris}", "origin: {url: 'https://example.org/iris.csv'}")
+    assert "url and sha256 belong together" in refused(tmp_path, text)
 
 
 def test_a_misspelt_field_names_line_and_the_allowed_ones(tmp_path: Path) -> None:
@@ -41,7 +68,7 @@ def test_a_misspelt_field_names_line_and_the_allowed_ones(tmp_path: Path) -> Non
         f"defs.yaml:{line_of(text, 'targt')}: attributes.data.targt: unknown field 'targt'; did you mean 'target'?"
         in message
     )
-    assert "allowed here: branch, classes, key" in message
+    assert "allowed here: branch, classes, images, key" in message
 
 
 def test_a_wrong_value_names_line_and_the_allowed_ones(tmp_path: Path) -> None:
@@ -77,7 +104,7 @@ UNQUOTED = "YAML reads unquoted numbers, yes, no, on and off as no text"
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("salt: iris-1", "salt: a\n    salt: b #!", "split.salt: written for the second time, after line 14; keep one"),
+        ("salt: iris-1", "salt: a\n    salt: b #!", "split.salt: written for the second time, after line 15; keep one"),
         ("split:\n", "data: {} #!\n  split:\n", "data: written for the second time, after line 7; keep one"),
         ("hidden: [32]", "1: [32] #!", "parameters.1: YAML reads this key as no text; only text is allowed"),
         ("hidden: [32]", "hidden: [{1: 2}] #!", "parameters.hidden.0.1: YAML reads this key as no text"),
@@ -87,7 +114,7 @@ UNQUOTED = "YAML reads unquoted numbers, yes, no, on and off as no text"
         (
             "iris.csv",
             "iris.xlsx #!",
-            "data.path: 'iris.xlsx' is of no kind that can be read; its name must end in .csv",
+            "data.path: 'iris.xlsx' is of no kind that can be read; a table's name must end in .csv",
         ),
         ("iris.csv", "/iris.csv #!", "data.path: '/iris.csv' is not a path within the repository, such as iris.csv"),
         ("iris.csv", "a/../iris.csv #!", "data.path: 'a/../iris.csv' is not a path within the repository"),
@@ -155,12 +182,12 @@ def test_a_refusal_has_line_path_and_what_is_allowed(tmp_path: Path, old: str, n
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (f"{IRIS}---\n", "31: a second YAML document; a pipeline is one"),
-        (f"{IRIS}---\n{IRIS}", "31: a second YAML document; a pipeline is one"),
-        (f"{IRIS}attributes: {{}}\n", "30: attributes: written for the second time, after line 3; keep one of the two"),
+        (f"{IRIS}---\n", "32: a second YAML document; a pipeline is one"),
+        (f"{IRIS}---\n{IRIS}", "32: a second YAML document; a pipeline is one"),
+        (f"{IRIS}attributes: {{}}\n", "31: attributes: written for the second time, after line 3; keep one of the two"),
         (
             f"{IRIS}requirements: {{}}\n",
-            "30: requirements: unknown field 'requirements' (allowed here: attributes, type)",
+            "31: requirements: unknown field 'requirements' (allowed here: attributes, type)",
         ),
         (f"type: {COMPONENT_TYPE}\nattributes:\n", "2: attributes: a section of fields is needed, and this is empty"),
         (
@@ -185,9 +212,9 @@ def test_anchors_and_merged_keys_are_no_repetition(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "line"),
     [
-        (f"---\ntype: {COMPONENT_TYPE}\n", 31),
-        ("  description: more\n", 30),
-        ("requirements: {env: [A]}\n", 30),
+        (f"---\ntype: {COMPONENT_TYPE}\n", 32),
+        ("  description: more\n", 31),
+        ("requirements: {env: [A]}\n", 31),
     ],
 )
 @pytest.mark.filterwarnings("ignore:`parse_obj_as` is deprecated")  # Dagster reads each file with it

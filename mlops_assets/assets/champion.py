@@ -181,7 +181,8 @@ def _champion_predictions(run: StageRun, tracking: "Tracking", champion: "Versio
     # The same code over other data, not only columns of the same names: a column may have changed its unit.
     if model and model.info["features code"] == run.state["features"].code_version:
         test = parts_of(run.input("features"), pipeline, "test")["test"]
-        return predict_stored(run.store, pipeline.name, model, test, pipeline.spec.data.classes)
+        if model.info["shape"] == list(test.x.shape[1:]):
+            return predict_stored(run.store, pipeline.name, model, test, pipeline.spec.data.classes)
     kept = tracking.run_tags(champion.run_id).get(PREDICTIONS_TAG, "") if champion.run_id else ""
     predictions = run.store.find(f"{pipeline.name}/predictions", kept) if kept else None
     if predictions is None:

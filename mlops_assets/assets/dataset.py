@@ -1,22 +1,31 @@
-"""`oxen/NAME` and `NAME/dataset`: a table of an Oxen repository at a commit, read, typed and checked."""
+"""`oxen/NAME` and `NAME/dataset`: a table or images of an Oxen repository at a commit, read, typed and checked."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 import dagster as dg
 
-from mlops_assets.assets.report import check_result, table_metadata
-from mlops_assets.assets.stage import Output, StageRun, plain_failures, stage_asset
+from mlops_assets.assets.content import content, pixels_of, table_of
+from mlops_assets.assets.report import check_result, file_changes, table_metadata
+from mlops_assets.assets.stage import PROGRESS_SECONDS, Output, StageRun, log, plain_failures, stage_asset
 from mlops_assets.functions import call
+from mlops_assets.oxen.errors import OxenError
+from mlops_assets.oxen.repository import Repository
+from mlops_assets.oxen.tree import Commit
 from mlops_assets.pipeline import Pipeline
-from mlops_assets.provenance import DIGEST, asset_key, metadata_history, source_key
+from mlops_assets.provenance import DIGEST, asset_key, latest_metadata, metadata_history, source_key
 from mlops_assets.resources.oxen import OxenResource
 from mlops_assets.resources.store import StoreResource
-from mlops_assets.store import Entry
+from mlops_assets.store import Entry, StoreError
 
-TABLE: Final = "table.parquet"
+if TYPE_CHECKING:
+    from mlops_assets.data.images import Images
+
 OXEN_COMMIT: Final = "oxen commit"
 CLASS_COUNTS: Final = "class counts"
+DECODED_AS: Final = "decoded as"
 HISTORY: Final = 50
 """How many materializations back the version before this one is looked for."""
 
@@ -49,8 +58,8 @@ def build_dataset(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         "dataset",
         kinds={"oxen", "polars"},
         deps=[source_key(pipeline.name)],
-        description=f"{pipeline.spec.description or pipeline.name}: the table at the branch's head, verified against "
-        "its hashes and typed by the schema.",
+        description=f"{pipeline.spec.description or pipeline.name}: the data at the branch's head, verified against "
+        "their hashes and typed by the schema.",
     )
     def dataset(
         context: dg.AssetExecutionContext, oxen: OxenResource, store: StoreResource
@@ -65,11 +74,11 @@ def build_dataset(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
             run.source = repository.digest(spec.path, commit.id)
 
         def compute() -> Output:
+            if spec.images is not None:
+                return _images(run, repository, commit)
             path = repository.materialize(spec.path, commit.id, oxen.cache)
             frame = readers.read_table(path, validation.dtypes(call(run.pipeline.function("schema"))))
-            data = readers.to_parquet_bytes(frame)
-            counts = validation.class_counts(frame, spec.target)
-            return Output(readers.table_digest(data), {TABLE: data}, {CLASS_COUNTS: counts})
+            return content(frame, None, {CLASS_COUNTS: validation.class_counts(frame, spec.target)})
 
         def describe(entry: Entry) -> Mapping[str, Any]:
             return {
@@ -78,7 +87,9 @@ def build_dataset(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
                 "commit message": commit.message,
                 "committed": dg.MetadataValue.timestamp(commit.timestamp),
                 CLASS_COUNTS: dg.MetadataValue.json(dict(entry.info[CLASS_COUNTS])),
-                **table_metadata(readers.from_parquet_bytes(entry.read(TABLE))),
+                **{name: entry.info[name] for name in ("images decoded", "images reused") if name in entry.info},
+                **(_changes(run, repository, commit) if spec.images is not None else {}),
+                **table_metadata(table_of(entry)),
             }
 
         yield from run.run(compute, describe)
@@ -87,11 +98,11 @@ def build_dataset(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         asset=key, name="schema", blocking=True, description="Columns, types, nulls and ranges, by the pandera schema."
     )
     def schema_check(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
-        from mlops_assets.data import readers, validation
+        from mlops_assets.data import validation
 
         with plain_failures():
             run = StageRun.start(context, pipeline, "dataset", store)
-            frame = readers.from_parquet_bytes(run.output().read(TABLE))
+            frame = table_of(run.output())
             return check_result(validation.validate(frame, call(run.pipeline.function("schema"))), run.recipe_read)
 
     @dg.asset_check(
@@ -101,20 +112,17 @@ def build_dataset(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         description="Unique keys, known classes, and rows of each class in each part of the split.",
     )
     def target_check(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
-        from mlops_assets.data import readers, validation
+        from mlops_assets.data import validation
 
         with plain_failures():
             run = StageRun.start(context, pipeline, "dataset", store)
-            frame = readers.from_parquet_bytes(run.output().read(TABLE))
             data, split = run.pipeline.spec.data, run.pipeline.spec.split
             report = validation.check_target(
-                frame,
+                table_of(run.output()),
                 key=data.key,
                 target=data.target,
                 classes=data.classes,
-                salt=split.salt,
-                test=split.test,
-                validation=split.validation,
+                **split.model_dump(),
             )
             return check_result(report, run.recipe_read)
 
@@ -141,3 +149,66 @@ def build_dataset(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         )
 
     return [dataset, schema_check, target_check, label_shift_check]
+
+
+def _images(run: StageRun, repository: Repository, commit: Commit) -> Output:
+    """The images of a commit, of which only those are decoded that the last version did not have."""
+    from mlops_assets.data.images import SourceFile, read_images
+    from mlops_assets.data.validation import class_counts
+
+    data = run.pipeline.spec.data
+    assert data.images is not None
+    files = [
+        SourceFile(
+            entry.path.removeprefix(data.path).lstrip("/"), entry.hash, entry.bytes, partial(repository.read, entry)
+        )
+        for entry in repository.entries(data.path, commit.id)
+    ]
+    decoded = read_images(files, data.images, known=_known(run), on_progress=_progress(run.name))
+    frame = decoded.images.table
+    info = {
+        CLASS_COUNTS: class_counts(frame, data.target),
+        DECODED_AS: run.pipeline.decoding,
+        "images decoded": decoded.decoded,
+        "images reused": decoded.reused,
+    }
+    return content(frame, decoded.images.pixels, info)
+
+
+def _known(run: StageRun) -> "Images | None":
+    """The images of the last version, if they were decoded as they would be now."""
+    from mlops_assets.data.images import Images
+
+    made = run.state.get("dataset")
+    try:
+        entry = run.store.find(run.name, made.recipe) if made else None
+        if entry is None or entry.info.get(DECODED_AS) != run.pipeline.decoding:
+            return None
+        return Images(table_of(entry), pixels_of(entry))
+    except StoreError as error:
+        log.warning("%s: every image is decoded again, because %s", run.name, error)
+        return None
+
+
+def _changes(run: StageRun, repository: Repository, commit: Commit) -> Mapping[str, Any]:
+    """Which files were added, removed and changed since the last materialization."""
+    (before,) = latest_metadata(run.context.instance, [asset_key(run.pipeline.name, run.stage)])
+    if OXEN_COMMIT not in before:
+        return {}
+    try:
+        found = repository.diff(str(before[OXEN_COMMIT].value), commit.id, run.pipeline.spec.data.path)
+    except OxenError:
+        return {}  # the repository was made anew since then
+    return file_changes(found.added, found.removed, found.changed)
+
+
+def _progress(name: str) -> Callable[[int, int], None]:
+    told = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= PROGRESS_SECONDS:
+            told = time.monotonic()
+            log.info("%s: %d of %d read", name, done, total)
+
+    return tell

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import dagster as dg
 
@@ -15,6 +15,9 @@ from mlops_assets.resources.mlflow import MLflowResource
 from mlops_assets.resources.store import StoreResource
 from mlops_assets.settings import settings
 from mlops_assets.store import Entry
+
+if TYPE_CHECKING:
+    from mlops_assets.evaluation.metrics import Evaluation
 
 REPORT: Final = "evaluation.json"
 PREDICTIONS_TAG: Final = "mlops.predictions"
@@ -68,6 +71,7 @@ def build_evaluation(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
                     "evaluation/summary.md": markdown.markdown_summary(report).encode(),
                     "evaluation/confusion.png": plots.confusion_png(report),
                     "evaluation/calibration.png": plots.calibration_png(report),
+                    **_mistakes(run, report),
                 },
             )
             return {
@@ -80,3 +84,14 @@ def build_evaluation(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         yield from run.run(compute, describe)
 
     return [evaluation]
+
+
+def _mistakes(run: StageRun, report: "Evaluation") -> dict[str, bytes]:
+    """A picture of the surest mistakes, where rows are images and there are mistakes."""
+    if run.pipeline.spec.data.images is None or not report.worst:
+        return {}
+    from mlops_assets.evaluation.plots import mistakes_png
+
+    test = parts_of(run.input("features"), run.pipeline, "test")["test"]
+    row = {key: number for number, key in enumerate(test.keys)}
+    return {"evaluation/mistakes.png": mistakes_png(report.worst, [test.x[row[one.key]] for one in report.worst])}

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from mlops_assets.assets.dataset import OXEN_COMMIT, TABLE
+from mlops_assets.assets.content import content, pixels_of, table_of
+from mlops_assets.assets.dataset import OXEN_COMMIT
 from mlops_assets.assets.report import check_result, table_metadata
 from mlops_assets.assets.stage import Output, StageRun, plain_failures, stage_asset
 from mlops_assets.functions import FunctionError, call
@@ -15,7 +16,9 @@ from mlops_assets.resources.store import StoreResource
 from mlops_assets.store import Entry
 
 if TYPE_CHECKING:
+    import numpy as np
     import polars as pl
+    from numpy.typing import NDArray
 
 SPLIT = "split"
 
@@ -29,51 +32,66 @@ def build_features(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         "features",
         kinds={"polars"},
         deps=[asset_key(pipeline.name, "dataset")],
-        description="The table that the model learns from, made by the pipeline's features function, with its split.",
+        description="What the model learns from, made by the pipeline's features function, with its split.",
     )
     def features(context: dg.AssetExecutionContext, store: StoreResource) -> Iterator[dg.MaterializeResult[Any]]:
-        from mlops_assets.data import readers, splits
-
         with plain_failures():
             run = StageRun.start(context, pipeline, "features", store)
 
         def compute() -> Output:
-            frame = readers.from_parquet_bytes(run.input("dataset").read(TABLE))
-            made = call(run.pipeline.function("features"), frame)
-            made = _in_order(made, run.pipeline)
-            spec = run.pipeline.spec
-            parts = splits.assign(made[spec.data.key], **spec.split.model_dump())
-            data = readers.to_parquet_bytes(made.insert_column(2, parts.alias(SPLIT)))
-            return Output(readers.table_digest(data), {TABLE: data})
+            dataset = run.input("dataset")
+            frame, function = table_of(dataset), run.pipeline.function("features")
+            if run.pipeline.spec.data.images is not None:
+                pixels = _as_images(call(function, pixels_of(dataset)), frame.height, run.pipeline)
+                data = run.pipeline.spec.data
+                return content(_with_split(frame.select(data.key, data.target), frame, run.pipeline), pixels, {})
+            made = _in_order(call(function, frame), run.pipeline)
+            return content(_with_split(made, frame, run.pipeline), None, {})
 
         def describe(entry: Entry) -> Mapping[str, Any]:
-            frame = readers.from_parquet_bytes(entry.read(TABLE))
+            frame = table_of(entry)
             parts = dict(sorted(frame[SPLIT].value_counts().iter_rows()))
             (dataset,) = latest_metadata(context.instance, [asset_key(pipeline.name, "dataset")])
+            shape = {"image shape": str(pixels_of(entry).shape)} if run.pipeline.spec.data.images is not None else {}
             return {
                 OXEN_COMMIT: str(dataset[OXEN_COMMIT].value),
                 "rows per part": dg.MetadataValue.json(parts),
+                **shape,
                 **table_metadata(frame),
             }
 
         yield from run.run(compute, describe)
 
     @dg.asset_check(
-        asset=key, name="features", blocking=True, description="Numbers only, no nulls, nothing infinite, unique keys."
+        asset=key, name="features", blocking=True, description="What a network can take: no nulls, nothing infinite."
     )
     def features_check(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
-        from mlops_assets.data import readers, validation
+        from mlops_assets.data import validation
 
         with plain_failures():
             run = StageRun.start(context, pipeline, "features", store)
-            data = run.pipeline.spec.data
-            frame = readers.from_parquet_bytes(run.output().read(TABLE))
-            report = validation.check_features(
-                frame, key=data.key, target=data.target, split=SPLIT, classes=data.classes
-            )
+            data, stored = run.pipeline.spec.data, run.output()
+            columns: dict[str, Any] = {"key": data.key, "target": data.target, "split": SPLIT, "classes": data.classes}
+            if data.images is not None:
+                report = validation.check_images(pixels_of(stored), table_of(stored), **columns)
+            else:
+                report = validation.check_features(table_of(stored), **columns)
             return check_result(report, run.recipe_read)
 
-    return [features, features_check]
+    if pipeline.spec.data.images is None:
+        return [features, features_check]
+
+    @dg.asset_check(asset=key, name="leaks", description="Images for testing that are among the training images too.")
+    def leaks_check(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
+        from mlops_assets.data import validation
+
+        with plain_failures():
+            run = StageRun.start(context, pipeline, "features", store)
+            stored = run.output()
+            report = validation.leaks(pixels_of(stored), table_of(stored)[SPLIT])
+            return check_result(report, run.recipe_read, severity=dg.AssetCheckSeverity.WARN)
+
+    return [features, features_check, leaks_check]
 
 
 def _in_order(made: Any, pipeline: Pipeline) -> "pl.DataFrame":
@@ -93,3 +111,34 @@ def _in_order(made: Any, pipeline: Pipeline) -> "pl.DataFrame":
     if SPLIT in made.columns:
         raise FunctionError(f"{where} returned a column '{SPLIT}', a name the platform needs; rename it")
     return made.select(data.key, data.target, pl.exclude(data.key, data.target))
+
+
+def _with_split(made: "pl.DataFrame", dataset: "pl.DataFrame", pipeline: Pipeline) -> "pl.DataFrame":
+    """The features with the column that says what each row is for; the data's own split is no feature."""
+    from mlops_assets.data import splits
+
+    key, split = pipeline.spec.data.key, pipeline.spec.split
+    shares = split.model_dump(exclude={"column"})
+    own = None
+    if split.column is not None:
+        told = dataset.select(key, split.column)
+        own = made.select(key).join(told, on=key, how="left", maintain_order="left")[split.column]
+        made = made.drop(split.column, strict=False)
+    return made.insert_column(2, splits.assign(made[key], **shares, own=own).alias(SPLIT))
+
+
+def _as_images(made: Any, rows: int, pipeline: Pipeline) -> "NDArray[np.uint8]":
+    """What the features function made of the images.
+
+    Raises:
+        FunctionError: The function returned something else than as many images.
+    """
+    import numpy as np
+
+    what = f"{made.dtype} {made.shape}" if isinstance(made, np.ndarray) else type(made).__name__
+    if not isinstance(made, np.ndarray) or made.dtype != np.uint8 or made.ndim != 4 or len(made) != rows:
+        raise FunctionError(
+            f"{pipeline.name}'s features function returned {what}; return a numpy array of uint8, "
+            f"({rows}, height, width, channels)"
+        )
+    return np.ascontiguousarray(made)

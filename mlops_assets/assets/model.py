@@ -4,16 +4,17 @@ import hashlib
 import json
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
 import dagster as dg
 
-from mlops_assets.assets.dataset import OXEN_COMMIT, TABLE
+from mlops_assets.assets.content import pixels_of, table_of
+from mlops_assets.assets.dataset import OXEN_COMMIT
 from mlops_assets.assets.features import SPLIT
-from mlops_assets.assets.stage import Output, StageRun, log, plain_failures, stage_asset
+from mlops_assets.assets.stage import PROGRESS_SECONDS, Output, StageRun, log, plain_failures, stage_asset
 from mlops_assets.fingerprint import PACKAGE_ROOT, digest
 from mlops_assets.functions import FunctionError, call
 from mlops_assets.pipeline import Pipeline
@@ -31,13 +32,17 @@ if TYPE_CHECKING:
     from mlops_assets.data.arrays import Arrays
     from mlops_assets.registry.aliases import Version
     from mlops_assets.tracking.runs import Tracking, TrainingRun
-    from mlops_assets.training.trainer import Epoch
+    from mlops_assets.training.trainer import Epoch, Trained
 
 WEIGHTS: Final = "weights.safetensors"
 ONNX: Final = "model.onnx"
 HISTORY: Final = "history.json"
 CHALLENGER: Final = "challenger"
-PROGRESS_SECONDS: Final = 2.0
+CHECKPOINTS: Final = "checkpoints"
+"""Folder of the home: how far an unfinished training was, by recipe."""
+CLASSES_SHOWN: Final = 20
+SAMPLE: Final = "sample.safetensors"
+"""Two rows of what the network takes, for an export after the features are gone."""
 
 
 def build_model(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
@@ -76,31 +81,30 @@ def build_model(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
 
 
 def parts_of(features: Entry, pipeline: Pipeline, *parts: str) -> "dict[str, Arrays]":
-    """Parts of the split of a stored feature table, as arrays."""
+    """Parts of the split of stored features, as arrays."""
     from mlops_assets.data.arrays import arrays
-    from mlops_assets.data.readers import from_parquet_bytes
 
     data = pipeline.spec.data
-    frame = from_parquet_bytes(features.read(TABLE))
-    return {
-        part: arrays(frame, part, key=data.key, target=data.target, split=SPLIT, classes=data.classes) for part in parts
-    }
+    frame = table_of(features)
+    pixels = pixels_of(features) if data.images is not None else None
+    columns: dict[str, Any] = {"key": data.key, "target": data.target, "split": SPLIT, "classes": data.classes}
+    return {part: arrays(frame, pixels, part, **columns) for part in parts}
 
 
 def _train(run: StageRun, tracking: "Tracking", run_tags: Mapping[str, str], parent_run_id: str) -> Output:
-    from mlops_assets.training import export
     from mlops_assets.training.trainer import Rows, train
 
     features = run.input("features")
     parts = parts_of(features, run.pipeline, "train", "validation")
     config = _seeded(run.pipeline.spec.training, run.recipe.inputs["tick"])
-    shape = (len(parts["train"].features), len(run.pipeline.spec.data.classes))
+    shape = parts["train"].x.shape[1:]
+    checkpoint = settings().home / CHECKPOINTS / f"{run.recipe.key}.safetensors"
 
     with tracking.training_run(
         experiment=run.pipeline.model_name,
         name=f"{run.pipeline.name} {run.recipe.key[:8]}",
         params={
-            **config.model_dump(),
+            **_flat(config.model_dump()),
             **{f"model.{name}": value for name, value in run.pipeline.spec.parameters.items()},
         },
         tags={**_tags(run, features), **run_tags},
@@ -120,38 +124,60 @@ def _train(run: StageRun, tracking: "Tracking", run_tags: Mapping[str, str], par
             Rows(parts["validation"].x, parts["validation"].y),
             config,
             on_epoch=_progress(run.name, config.epochs),
+            checkpoint=checkpoint,
+            identity=run.recipe.key,
         )
-        mlflow_run.log_history([(epoch.number, _metrics(epoch)) for epoch in trained.history])
+        classes = run.pipeline.spec.data.classes
+        mlflow_run.log_history([(epoch.number, _metrics(epoch, classes)) for epoch in trained.history])
         module = _built(function, run.pipeline, shape)
         module.load_state_dict(trained.weights)
-        best = trained.history[trained.best_epoch - 1]
-        facts = {
-            "epochs": len(trained.history),
-            "best epoch": trained.best_epoch,
-            "validation loss": best.validation_loss,
-            "validation accuracy": best.validation_accuracy,
-            "training seconds": round(trained.seconds, 2),
-            "parameters": sum(weight.numel() for weight in module.parameters()),
-            "seed": config.seed,
-        }
-        with TemporaryDirectory() as folder:
-            export.save_weights(trained.weights, Path(folder, WEIGHTS))
-            report = export.to_onnx(module, parts["train"].x[:2], Path(folder, ONNX))
-            files = {name: Path(folder, name).read_bytes() for name in (WEIGHTS, ONNX)}
-        files[HISTORY] = json.dumps([_metrics(epoch) for epoch in trained.history]).encode()
-        # The network beside the weights: they may be the same where what is computed from them is not.
-        network = hashlib.sha256(files[ONNX]).hexdigest()
-        classes = run.pipeline.spec.data.classes
-        content = digest([export.weights_digest(trained.weights), network, parts["train"].features, classes])
-        info = {
-            "features": parts["train"].features,
-            "classes": classes,
-            "features code": run.state["features"].code_version,
-            "sample": parts["train"].x[:2].tolist(),
-            "facts": {**facts, "ONNX against torch, largest difference": report.max_difference},
-        }
+        made = _exported(run, trained, module, parts["train"], config)
         run.require_unchanged_source()
-        _log_model(tracking, run, mlflow_run, module, Output(content, files, info))
+        _log_model(tracking, run, mlflow_run, module, made)
+    checkpoint.unlink(missing_ok=True)
+    return made
+
+
+def _exported(run: StageRun, trained: "Trained", module: "nn.Module", rows: "Arrays", config: TrainingConfig) -> Output:
+    """The files of a trained model, proven to answer alike, and the facts about it."""
+    from safetensors.numpy import save
+
+    from mlops_assets.training import export
+
+    classes = run.pipeline.spec.data.classes
+    best = trained.history[trained.best_epoch - 1]
+    with TemporaryDirectory() as folder:
+        export.save_weights(trained.weights, Path(folder, WEIGHTS))
+        report = export.to_onnx(module, rows.x[:2], Path(folder, ONNX))
+        files = {name: Path(folder, name).read_bytes() for name in (WEIGHTS, ONNX)}
+    files[HISTORY] = json.dumps([_metrics(epoch, classes) for epoch in trained.history]).encode()
+    files[SAMPLE] = save({"sample": rows.x[:2].copy()})
+    # The network beside the weights: they may be the same where what is computed from them is not.
+    network = hashlib.sha256(files[ONNX]).hexdigest()
+    shape = list(rows.x.shape[1:])
+    facts = {
+        "epochs": len(trained.history),
+        "best epoch": trained.best_epoch,
+        "validation loss": best.validation_loss,
+        "validation accuracy": best.validation_accuracy,
+        "validation recall": _recalls(best, classes),
+        "training seconds": round(trained.seconds, 2),
+        "peak memory, MB": round(max(epoch.peak_memory_bytes for epoch in trained.history) / 1e6),
+        "parameters": sum(weight.numel() for weight in module.parameters()),
+        "seed": config.seed,
+        "reproducible": trained.reproducible,
+        "ONNX against torch, largest difference": report.max_difference,
+    }
+    if trained.resumed_from:
+        facts["resumed after epoch"] = trained.resumed_from
+    info = {
+        "features": rows.features,
+        "shape": shape,
+        "classes": classes,
+        "features code": run.state["features"].code_version,
+        "facts": facts,
+    }
+    content = digest([export.weights_digest(trained.weights), network, rows.features, shape, classes])
     return Output(content, files, info)
 
 
@@ -164,8 +190,7 @@ def _registered(run: StageRun, tracking: "Tracking", run_tags: Mapping[str, str]
     version = aliases.find(tracking, name, run.recipe.key)
     if version is None:
         log.warning("%s: MLflow has no version of this recipe; logging the stored model again", run.name)
-        shape = (len(entry.info["features"]), len(entry.info["classes"]))
-        module = _built(run.pipeline.function("model"), run.pipeline, shape)
+        module = _built(run.pipeline.function("model"), run.pipeline, tuple(entry.info["shape"]))
         module.load_state_dict(export.load_weights_bytes(entry.read(WEIGHTS)))
         tags = {**_tags(run, run.input("features")), **run_tags, "mlops.restored": "true"}
         with tracking.training_run(
@@ -173,7 +198,7 @@ def _registered(run: StageRun, tracking: "Tracking", run_tags: Mapping[str, str]
         ) as mlflow_run:
             history = json.loads(entry.read(HISTORY))
             mlflow_run.log_history(list(enumerate(history, start=1)))
-            files = {file: entry.read(file) for file in (WEIGHTS, ONNX)}
+            files = {file: entry.read(file) for file in (ONNX, SAMPLE)}
             version = _log_model(tracking, run, mlflow_run, module, Output(entry.digest, files, entry.info))
     aliases.point(tracking, name, CHALLENGER, version.number)
     return version
@@ -182,27 +207,34 @@ def _registered(run: StageRun, tracking: "Tracking", run_tags: Mapping[str, str]
 def _log_model(
     tracking: "Tracking", run: StageRun, mlflow_run: "TrainingRun", module: "nn.Module", made: Output
 ) -> "Version":
-    """Log a model on its run and make it the newest version."""
-    import numpy as np
+    """Log a model on its run and make it the newest version, unless the registry has this very model already.
+
+    It has when the store lost the model since, and it was made again: a second version would leave the first one's
+    evaluation and its alias behind.
+    """
+    from safetensors.numpy import load
 
     from mlops_assets.registry import aliases
 
-    sample = np.asarray(made.info["sample"], dtype=np.float32)
-    uri = mlflow_run.log_torch_model(module, sample)
+    known = aliases.find(tracking, run.pipeline.model_name, run.recipe.key)
+    if known is not None and known.model_digest == made.digest:
+        return known
+    uri = mlflow_run.log_torch_model(module, load(made.files[SAMPLE])["sample"])
     mlflow_run.log_artifact(f"onnx/{ONNX}", made.files[ONNX])
     tags = {keys.RECIPE: run.recipe.key, keys.MODEL_DIGEST: made.digest, keys.CODE_VERSION: run.recipe.code_version}
     return aliases.register(tracking, name=run.pipeline.model_name, model_uri=uri, tags=tags)
 
 
-def _built(function: Any, pipeline: Pipeline, shape: tuple[int, int]) -> "nn.Module":
-    """Call the pipeline's model function.
+def _built(function: Any, pipeline: Pipeline, shape: tuple[int, ...]) -> "nn.Module":
+    """Call the pipeline's model function for rows of a shape: (features,), or (height, width, channels) of images.
 
     Raises:
         FunctionError: It failed, or made something else than a module.
     """
     from torch import nn
 
-    module = call(function, *shape, **pipeline.spec.parameters)
+    size = shape if pipeline.spec.data.images is not None else shape[0]
+    module = call(function, size, len(pipeline.spec.data.classes), **pipeline.spec.parameters)
     if not isinstance(module, nn.Module):
         raise FunctionError(
             f"{pipeline.name}'s model function returned {type(module).__name__}; return a torch.nn.Module"
@@ -235,24 +267,53 @@ def _commit(run: StageRun) -> str:
     return str(made[OXEN_COMMIT].value) if OXEN_COMMIT in made else ""
 
 
-def _metrics(epoch: "Epoch") -> dict[str, float]:
+def _metrics(epoch: "Epoch", classes: Sequence[str]) -> dict[str, float]:
+    from mlops_assets.evaluation.metrics import metric_names
+
+    recall = zip(metric_names("validation_recall", classes), epoch.validation_recall, strict=True)
     return {
         "train_loss": epoch.train_loss,
         "validation_loss": epoch.validation_loss,
         "validation_accuracy": epoch.validation_accuracy,
         "learning_rate": epoch.learning_rate,
+        "seconds": epoch.seconds,
+        "peak_memory_mb": epoch.peak_memory_bytes / 1e6,
+        **{name: value for name, value in recall if value is not None},
     }
+
+
+def _recalls(epoch: "Epoch", classes: Sequence[str]) -> str:
+    """The share of each class's validation rows that is found, the worst classes first."""
+    known = [(value, name) for name, value in zip(classes, epoch.validation_recall, strict=True) if value is not None]
+    return ", ".join(f"{name} {value:.2f}" for value, name in sorted(known)[:CLASSES_SHOWN])
+
+
+def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a section as `section.option`, as MLflow shows parameters."""
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        nested = {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
+        flat.update(nested)
+    return flat
 
 
 def _progress(name: str, epochs: int) -> Any:
     """A callback that tells how far a training is, every two seconds."""
-    told = time.monotonic()
+    began = told = time.monotonic()
+    first = 0
 
     def tell(epoch: "Epoch") -> None:
-        nonlocal told
-        if time.monotonic() - told >= PROGRESS_SECONDS:
-            told = time.monotonic()
-            log.info("%s: epoch %d of %d, validation loss %.4f", name, epoch.number, epochs, epoch.validation_loss)
+        nonlocal told, first
+        first = first or epoch.number
+        now = time.monotonic()
+        if now - told >= PROGRESS_SECONDS:
+            told = now
+            left = (now - began) / (epoch.number - first + 1) * (epochs - epoch.number)
+            log.info(
+                "%s: epoch %d of %d, validation loss %.4f, accuracy %.3f; %.1f s an epoch, at most %.0f s more, %d MB",
+                *(name, epoch.number, epochs, epoch.validation_loss, epoch.validation_accuracy),
+                *(epoch.seconds, left, epoch.peak_memory_bytes / 1e6),
+            )
 
     return tell
 

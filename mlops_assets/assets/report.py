@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import dagster as dg
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # An event is one row of Dagster's database, and the UI loads many at once.
 _MOST_COLUMNS: Final = 200
 _COLUMNS_SHOWN: Final = 20
+_FILES_SHOWN: Final = 10
 _MOST_FAILURES: Final = 100
 _LONGEST_NAME: Final = 60
 _LONGEST_TEXT: Final = 200
@@ -36,8 +37,21 @@ def table_metadata(frame: pl.DataFrame) -> Mapping[str, Any]:
     }
 
 
-def check_result(report: Report, recipe: str) -> dg.AssetCheckResult:
-    """A validation report as the result of a blocking check: one sentence, and a table of the failing rows."""
+def file_changes(added: Sequence[str], removed: Sequence[str], changed: Sequence[str]) -> Mapping[str, Any]:
+    """How many files differ between two versions, and the first of them by name."""
+    lines = [
+        f"* {what} `{_short(path, _LONGEST_NAME)}`"
+        for what, paths in (("added", added), ("removed", removed), ("changed", changed))
+        for path in paths[:_FILES_SHOWN]
+    ]
+    counts = {"files added": len(added), "files removed": len(removed), "files changed": len(changed)}
+    return {**counts, "changed files": dg.MetadataValue.md("\n".join(lines) or "none")}
+
+
+def check_result(
+    report: Report, recipe: str, severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR
+) -> dg.AssetCheckResult:
+    """A validation report as the result of a check: one sentence, and a table of the failing rows."""
     records = [
         dg.TableRecord(
             {
@@ -56,7 +70,10 @@ def check_result(report: Report, recipe: str) -> dg.AssetCheckResult:
     if records:
         metadata["failures"] = dg.MetadataValue.table(records)
     return dg.AssetCheckResult(
-        passed=report.passed, description=_short(report.sentence(), _LONGEST_SENTENCE), metadata=metadata
+        passed=report.passed,
+        severity=severity,
+        description=_short(report.sentence(), _LONGEST_SENTENCE),
+        metadata=metadata,
     )
 
 

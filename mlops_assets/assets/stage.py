@@ -5,6 +5,7 @@ Belongs here: the contract between a stage's asset and the event log. Does not: 
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,11 @@ log = logging.getLogger("mlops_assets")
 """What a person wants to follow while a run goes on; Dagster copies it into the run's own log."""
 
 TICK_TAG: Final = "mlops/tick"
+TRIAL_TAG: Final = "mlops/trial"
+"""On a run that trains otherwise than `defs.yaml` says: the options of `training` that it sets, as JSON."""
+
+PROGRESS_SECONDS: Final = 2.0
+"""How often a long stage tells how far it is."""
 
 
 def stage_asset(
@@ -103,7 +109,8 @@ class StageRun:
             SpecError: The `defs.yaml` is not usable any more.
         """
         hold(settings().home, context.run.run_id)
-        return cls(context, Pipeline.load(pipeline.folder), stage, store.open())
+        trial = json.loads(context.run.tags.get(TRIAL_TAG, "{}"))
+        return cls(context, Pipeline.load(pipeline.folder).trial(trial), stage, store.open())
 
     @cached_property
     def state(self) -> Mapping[Stage, Materialization]:

@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from mlops_assets.cli import console, data, demo, new, run, status, up
+from mlops_assets.cli import console, data, demo, doctor, new, run, status, store, up
 from mlops_assets.errors import MlopsError
 
 app = typer.Typer(
@@ -29,6 +29,8 @@ app.add_typer(data.app, name="data")
 app.command("status")(status.status)
 app.command("run")(run.run)
 app.command("new")(new.new)
+app.add_typer(store.app, name="store")
+app.command("doctor")(doctor.doctor)
 app.command("env")(up.env)
 
 

@@ -6,10 +6,9 @@ pipeline's checks say so, visibly, after the commit), and comparing two tables (
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -17,11 +16,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from mlops_assets.cli.console import err, out
+from mlops_assets.cli.intake import DataError, Intake, from_origin, given, has_origin, with_key
 from mlops_assets.errors import MlopsError
 from mlops_assets.home import ensure_home, open_instance
 from mlops_assets.oxen.errors import PathNotFound, RevisionNotFound
 from mlops_assets.oxen.repository import Repository
-from mlops_assets.oxen.tree import Commit
+from mlops_assets.oxen.tree import Commit, Entry
 from mlops_assets.pipeline import Pipeline, find_pipeline
 from mlops_assets.push import answers, nobody_there, push
 
@@ -37,9 +37,6 @@ app = typer.Typer(
     epilog="Example: mlops data log iris",
 )
 
-SAMPLES: Final = ("iris",)
-"""Repositories whose data ships inside a dependency."""
-
 LARGEST_DIFF: Final = 512 << 20
 """Bytes of one version beyond which rows are not compared: both versions are held in memory, several times over."""
 
@@ -53,46 +50,55 @@ NoPush = Annotated[bool, typer.Option("--no-push", help="Leave the run to the se
 Revision = Annotated[str, typer.Option("--revision", "-r", help="A branch or a commit; default: the head.")]
 
 
-class DataError(MlopsError):
-    """A data command cannot do what was asked."""
-
-
 @app.command("import", epilog="Example: mlops data import iris, or mlops data import churn customers.csv")
 def import_(
     name: PipelineName,
-    file: Annotated[
-        Path | None, typer.Argument(help="A CSV or Parquet file; without one, the pipeline's built-in sample.")
+    path: Annotated[
+        Path | None,
+        typer.Argument(help="A table; for images a directory or an archive; without, what the pipeline names."),
     ] = None,
     message: Annotated[str, typer.Option("--message", "-m", help="What it is and where it comes from.")] = "",
     no_push: NoPush = False,
 ) -> None:
-    """Put a table into the pipeline's Oxen repository, making the repository when it is new.
+    """Put data into the pipeline's Oxen repository, making the repository when it is new.
 
     A table without the pipeline's key column gets one: the row's number, from 1 on.
     """
     here = ensure_home()
     pipeline = find_pipeline(name)
-    content = _with_key(pipeline, _checked(file, pipeline)) if file else _sample(pipeline)
-    here.repository(pipeline.repository).init()
-    default = f"import {file.name}" if file else f"import the sample '{pipeline.repository}'"
-    _record(pipeline, here, content, message or default, launch=not no_push)
+    with given(pipeline, path, here) if path else from_origin(pipeline, here) as found:
+        intake = with_key(pipeline, found)
+        here.repository(pipeline.repository).init()
+        _record(pipeline, here, intake, message or f"import {intake.source}", launch=not no_push)
 
 
 @app.command(epilog='Example: mlops data commit iris iris.csv -m "two flowers corrected"')
 def commit(
     name: PipelineName,
-    file: Annotated[Path, typer.Argument(help="The new version of the table.")],
+    path: Annotated[Path, typer.Argument(help="The new version: a table; for images a directory or an archive.")],
     message: Annotated[str, typer.Option("--message", "-m", help="What changed and why.")],
     no_push: NoPush = False,
 ) -> None:
-    """Commit a new version of the table; where a Dagster webserver answers, its run starts at once.
+    """Commit a new version of the data; where a Dagster webserver answers, its run starts at once.
 
-    The table is committed as it is: whether it is good is for the pipeline's checks to say.
+    It is committed as it is: whether it is good is for the pipeline's checks to say.
     """
     here = ensure_home()
     pipeline = find_pipeline(name)
     _existing(pipeline, here)
-    _record(pipeline, here, _checked(file, pipeline), message, launch=not no_push)
+    with given(pipeline, path, here) as intake:
+        _record(pipeline, here, intake, message, launch=not no_push)
+
+
+def ensure_data(pipeline: Pipeline, here: Settings) -> None:
+    """Commit the first version from the pipeline's origin, where Oxen has none yet and the origin is known."""
+    repository = here.repository(pipeline.repository)
+    if (repository.exists() and repository.heads()) or not has_origin(pipeline):
+        return
+    with from_origin(pipeline, here) as intake:
+        out.print(f"{pipeline.repository} has no data yet: importing {intake.source}", markup=False)
+        repository.init()
+        _record(pipeline, here, intake, f"import {intake.source}", launch=False)
 
 
 @app.command(epilog="Example: mlops data log iris")
@@ -103,7 +109,7 @@ def log(
     """List the commits, the newest first."""
     here = ensure_home()
     pipeline = find_pipeline(name)
-    table = Table("commit", "when (UTC)", "rows", "author", "message")
+    table = Table("commit", "when (UTC)", "files" if pipeline.spec.data.images else "rows", "author", "message")
     repository = _existing(pipeline, here)
     for one in repository.log(pipeline.spec.data.branch, limit=limit):
         rows = _rows(repository, pipeline, one.id)
@@ -117,15 +123,18 @@ def show(
     revision: Revision = "",
     rows: Annotated[int, typer.Option("--rows", "-n", min=0, help="How many rows to print.")] = SHOWN_ROWS,
 ) -> None:
-    """Print commit, columns, row count and the first rows of a version."""
+    """Print commit, columns, row count and the first rows of a version, or the files where they are images."""
     here = ensure_home()
     pipeline = find_pipeline(name)
     repository = _existing(pipeline, here)
     commit_id = _commit_id(repository, pipeline, revision)
-    frame = _table(repository, pipeline, commit_id, here)
     made = repository.log(commit_id, limit=1)[0]
     path = pipeline.spec.data.path
     out.print(f"{pipeline.repository} {path} at {commit_id} ({made.message})", markup=False)
+    if pipeline.spec.data.images is not None:
+        _print_files(repository.entries(path, commit_id), path)
+        return
+    frame = _table(repository, pipeline, commit_id, here)
     out.print(f"{frame.height} rows, {frame.width} columns: {', '.join(frame.columns)}", markup=False)
     table = Table(*[escape(column) for column in frame.columns[:SHOWN_COLUMNS]])
     for row in frame.select(frame.columns[:SHOWN_COLUMNS]).head(rows).iter_rows():
@@ -169,19 +178,33 @@ def diff(
         out.print("no difference")
 
 
-def _record(pipeline: Pipeline, here: Settings, content: Path | bytes, message: str, *, launch: bool) -> None:
+def _print_files(entries: list[Entry], path: str) -> None:
+    """How many files each directory has, and how large they are."""
+    found: dict[str, list[int]] = {}
+    for entry in entries:
+        found.setdefault(entry.path.removeprefix(path).strip("/").rpartition("/")[0] or ".", []).append(entry.bytes)
+    table = Table("directory", "files", "bytes")
+    for directory, sizes in list(found.items())[:SHOWN_FILES]:
+        table.add_row(escape(directory), f"{len(sizes):,}", f"{sum(sizes):,}")
+    out.print(table)
+    if len(found) > SHOWN_FILES:
+        out.print(f"... and {len(found) - SHOWN_FILES} more directories")
+
+
+def _record(pipeline: Pipeline, here: Settings, intake: Intake, message: str, *, launch: bool) -> None:
     """Commit, tell what came of it, and launch the run."""
     repository = here.repository(pipeline.repository)
-    path = pipeline.spec.data.path
+    path, counted = pipeline.spec.data.path, "files" if pipeline.spec.data.images is not None else "rows"
     with _dagster_if_up(here, wanted=launch) as instance:
-        made = _commit(repository, pipeline, content, message)
+        with out.status("committing to Oxen ..."):
+            made = _commit(repository, pipeline, intake, message)
         if made is None:
             out.print(f"nothing changed: {pipeline.repository} {path} has this very content already", markup=False)
             return
         out.print(f"[green]committed[/green] {made.id} {escape(made.message)}")
         parent = made.parents[0] if made.parents else ""
         before, after = (_rows(repository, pipeline, one) for one in (parent, made.id))
-        out.print(f"{pipeline.repository} {path}: {before or 'no'} rows before, {after or 'no'} now", markup=False)
+        out.print(f"{pipeline.repository} {path}: {before or 'no'} {counted} before, {after or 'no'} now", markup=False)
         for warning in _warnings(repository, pipeline, made.id):
             _warn(warning)
         if not launch:
@@ -192,14 +215,23 @@ def _record(pipeline: Pipeline, here: Settings, content: Path | bytes, message: 
             _push(pipeline, repository, instance, here)
 
 
-def _commit(repository: Repository, pipeline: Pipeline, content: Path | bytes, message: str) -> Commit | None:
-    data = pipeline.spec.data
-    files = {data.path: content}
-    if data.branch == "main" or repository.heads():
-        return repository.commit(message, files=files, branch=data.branch)
-    made = repository.commit(message, files=files)  # the first commit of a repository is always on main
+def _commit(repository: Repository, pipeline: Pipeline, intake: Intake, message: str) -> Commit | None:
+    data, heads = pipeline.spec.data, repository.heads()
+    if data.branch == "main" or heads:
+        # of images, what the new version does not have is gone
+        replaced = data.images is not None and data.branch in heads and _holds(repository, data.path, data.branch)
+        remove = [data.path] if replaced else []
+        return repository.commit(message, files=intake.files, remove=remove, branch=data.branch)
+    made = repository.commit(message, files=intake.files)  # the first commit of a repository is always on main
     repository.create_branch(data.branch)
     return made
+
+
+def _holds(repository: Repository, path: str, branch: str) -> bool:
+    try:
+        return bool(repository.entries(path, repository.resolve(branch)))
+    except PathNotFound:
+        return False
 
 
 @contextmanager
@@ -261,11 +293,13 @@ def _commit_id(repository: Repository, pipeline: Pipeline, revision: str) -> str
 
 
 def _rows(repository: Repository, pipeline: Pipeline, commit_id: str) -> str:
-    """The row count that Oxen recorded, as text; empty where there is none.
+    """The row count that Oxen recorded, as text, or of images the number of files; empty where there is none.
 
     It costs nothing, whatever the size of the file, and counts lines where a CSV has line breaks within values.
     """
     try:
+        if pipeline.spec.data.images is not None:
+            return f"{len(repository.entries(pipeline.spec.data.path, commit_id)):,}" if commit_id else ""
         table = repository.table(pipeline.spec.data.path, commit_id) if commit_id else None
     except PathNotFound:
         return ""
@@ -275,6 +309,8 @@ def _rows(repository: Repository, pipeline: Pipeline, commit_id: str) -> str:
 def _warnings(repository: Repository, pipeline: Pipeline, commit_id: str) -> list[str]:
     """What will certainly stop the pipeline's run, as far as Oxen's own look at the file tells."""
     data = pipeline.spec.data
+    if data.images is not None:
+        return []
     table = repository.table(data.path, commit_id)
     if table is None:
         return [f"Oxen cannot read {data.path} as a table; the run of '{pipeline.name}' will say why it cannot be used"]
@@ -284,73 +320,6 @@ def _warnings(repository: Repository, pipeline: Pipeline, commit_id: str) -> lis
         for role, column in (("key", data.key), ("target", data.target))
         if column not in names
     ]
-
-
-def _checked(file: Path, pipeline: Pipeline) -> Path:
-    """A file that may take the place of the pipeline's table.
-
-    Raises:
-        DataError: It is missing, a directory, or of another kind than the path in `defs.yaml`.
-    """
-    if file.is_dir():
-        raise DataError(f"{file} is a directory; give the file of the table")
-    if not file.exists():
-        raise DataError(f"{file} does not exist; give the file of the table")
-    wanted, given = ending(pipeline.spec.data.path), ending(file.name)
-    if wanted != given:
-        raise DataError(
-            f"{file} ends in '{given}', but `path` in {pipeline.folder / 'defs.yaml'} is '{pipeline.spec.data.path}'; "
-            f"give a {wanted} file"
-        )
-    return file
-
-
-def ending(name: str) -> str:
-    """The part of a file's name that tells its kind, in lower case: `.csv`, `.csv.gz`, `.parquet`."""
-    path = PurePath(name.lower())
-    return "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
-
-
-def _sample(pipeline: Pipeline) -> bytes:
-    if pipeline.repository not in SAMPLES:
-        raise DataError(
-            f"there is no built-in sample for '{pipeline.repository}' (there is one for {', '.join(SAMPLES)}); "
-            f"give a file: `mlops data import {pipeline.name} FILE`"
-        )
-    from mlops_assets.data import samples
-
-    return encode(samples.iris(), pipeline.spec.data.path)
-
-
-def _with_key(pipeline: Pipeline, file: Path) -> Path | bytes:
-    """The file as it is, or its table with the row numbers as key column."""
-    from mlops_assets.data.readers import read_table
-
-    key, frame = pipeline.spec.data.key, read_table(file)
-    if key in frame.columns or not frame.columns:
-        return file
-    out.print(f"{file.name} has no key column '{key}': it gets one, the row's number from 1 on", markup=False)
-    return encode(numbered(frame, key), pipeline.spec.data.path)
-
-
-def numbered(frame: pl.DataFrame, key: str) -> pl.DataFrame:
-    """A table with its row numbers, from 1 on, as first column."""
-    import polars as pl
-
-    return frame.insert_column(0, pl.int_range(1, frame.height + 1, eager=True, dtype=pl.Int64).alias(key))
-
-
-def encode(frame: pl.DataFrame, path: str) -> bytes:
-    """A table as the bytes of a file of that name."""
-    from mlops_assets.data.readers import SUPPORTED, to_parquet_bytes
-
-    kind = ending(path)
-    if kind not in SUPPORTED:
-        raise DataError(f"'{path}' is of no kind that can be written: its name must end in {', '.join(SUPPORTED)}")
-    if kind in {".parquet", ".pq"}:
-        return to_parquet_bytes(frame)
-    text = frame.write_csv(separator="\t" if kind.startswith(".tsv") else ",").encode()
-    return gzip.compress(text, mtime=0) if kind.endswith(".gz") else text
 
 
 def _table(repository: Repository, pipeline: Pipeline, commit_id: str, here: Settings) -> pl.DataFrame:

@@ -103,7 +103,7 @@ def derive(frame: pl.DataFrame, *, name: str, key: str, target: str, text: bool)
     counts = labels.alias("class").value_counts(sort=True, name="rows")
     classes = sorted(counts["class"].to_list())
     test = 0.3 if frame.height < SMALL_TABLE else 0.2
-    salt, parts = _split(name, keys, labels, test)
+    salt, parts = first_split(name, keys, labels, test)
     columns = [Column(key, keys.dtype, role="key"), Column(target, frame[target].dtype, role="target")]
     taken = {key, target, RESERVED}
     for values in frame.drop(key, target):
@@ -164,8 +164,12 @@ def _labels(values: pl.Series) -> pl.Series:
     return labels
 
 
-def _split(name: str, keys: pl.Series, labels: pl.Series, test: float) -> tuple[str, pl.Series]:
-    """The first salt under which each class is in each part, and the parts."""
+def first_split(name: str, keys: pl.Series, labels: pl.Series, test: float) -> tuple[str, pl.Series]:
+    """The first salt under which each class is in each part, and the parts.
+
+    Raises:
+        DeriveError: There is none, because a class has too few rows.
+    """
     counts = labels.alias("class").value_counts(sort=True, name="rows")
     for number in range(1, SALTS + 1):
         salt = f"{name}-{number}"

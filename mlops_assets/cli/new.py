@@ -48,7 +48,12 @@ def new(  # noqa: PLR0917 - typer reads them by name
     name: Annotated[str, typer.Argument(metavar="NAME", help="Lower-case letters, digits and underscores.")],
     like: Annotated[str, typer.Option(metavar="PIPELINE", help="The pipeline to begin from.")] = "iris",
     data: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A CSV or Parquet file to learn from; default: the same data.")
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="A CSV or Parquet file, or a directory (or an archive) of images with one directory per class; "
+            "default: the same data.",
+        ),
     ] = None,
     target: Annotated[str, typer.Option(metavar="COLUMN", help="With --data: the column with the class.")] = "",
     key: Annotated[
@@ -56,16 +61,23 @@ def new(  # noqa: PLR0917 - typer reads them by name
     ] = "",
     description: Annotated[str, typer.Option(help="One line for people who open the asset graph.")] = "",
 ) -> None:
-    """Write a new pipeline that runs as it is: a copy of another one, or one for a table of your own.
+    """Write a new pipeline that runs as it is: a copy of another one, or one for a table or images of your own.
 
-    Example: [bold]mlops new churn --data customers.csv --target left[/bold]
+    Example: [bold]mlops new churn --data customers.csv --target left[/bold], or
+    [bold]mlops new shoes --data photos/[/bold]
     """
     here = ensure_home()
     description = " ".join(description.split())
+    from mlops_assets.data.origin import is_archive
+
     if data is None:
         if target or key:
             raise NewError("--target and --key speak of the table that --data gives; add --data FILE")
         folder = copy_pipeline(name, like, here, description=description)
+    elif data.is_dir() or is_archive(data):
+        if target or key:
+            raise NewError("images need neither --target nor --key: the directory of an image is its class")
+        folder = write_image_pipeline(name, like, data, here, description=description)
     else:
         if not target:
             raise NewError(f"--data needs --target COLUMN: which column of {data} has the class to predict?")
@@ -124,8 +136,8 @@ def write_pipeline(
     """
     source = _begin(name, like, defs)
     from mlops_assets.cli import sources
-    from mlops_assets.cli.data import encode, ending, numbered
     from mlops_assets.cli.derive import derive
+    from mlops_assets.cli.intake import encode, ending, numbered
     from mlops_assets.data.readers import read_table
 
     path = f"{name}{ending(table.file.name)}"
@@ -154,7 +166,47 @@ def write_pipeline(
             if text:
                 (folder / file_name).write_text(text, encoding="utf-8")
         _try_out(Pipeline.load(folder), content, derived)
-        _import(here, name, path, content, f"import {table.file.name}")
+        _import(here, name, {path: content}, f"import {table.file.name}")
+    return defs / name
+
+
+def write_image_pipeline(
+    name: str, like: str, place: Path, here: Settings, *, description: str = "", defs: Path = DEFS
+) -> Path:
+    """Write a pipeline for images, trained like another one, and import them into an Oxen repository of its own.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        MlopsError: The name is taken or none, no pipeline of images is there, or nothing can be learned from these.
+    """
+    source = _begin(name, like, defs)
+    if source.spec.data.images is None:
+        known = [Pipeline.load(folder) for folder in pipeline_folders(defs)]
+        layouts = {one.spec.data.images.layout: one for one in known if one.spec.data.images is not None}
+        if "folder" not in layouts:
+            raise NewError("there is no pipeline of image folders to begin from; name one of images: --like PIPELINE")
+        source = layouts["folder"]
+    from mlops_assets.cli import new_images
+    from mlops_assets.data import origin
+
+    with _aside(name, defs) as folder:
+        found = origin.local(place)
+        if not found.is_dir():
+            found = origin.unpacked(found, folder.parent / "unpacked")
+        looked = new_images.look(found, name)
+        folder.mkdir()
+        features = source.folder / source.spec.functions.features.partition(":")[0]
+        for file in {features, *_of_the_network(source)}:
+            (folder / file.name).write_bytes(file.read_bytes())
+        (folder / "schema.py").write_text(new_images.SCHEMA, encoding="utf-8")
+        description = description or f"the classes of the images in {place.name}"
+        text = new_images.spec_source(looked, source.spec, description=description)
+        (folder / SPEC_FILE).write_text(text, encoding="utf-8")
+        load_spec(folder / SPEC_FILE)
+        files = {f"{new_images.PATH}/{path.relative_to(found).as_posix()}": path for path in _image_files(found)}
+        _import(here, name, files, f"import {place.name}")
     return defs / name
 
 
@@ -283,7 +335,7 @@ def _try_out(pipeline: Pipeline, content: Path, derived: Derived) -> None:
     report = validation.validate(frame, schema)
     if report.passed:
         made = call(pipeline.function("features"), frame)
-        parts = splits.assign(made[derived.key], **pipeline.spec.split.model_dump())
+        parts = splits.assign(made[derived.key], **pipeline.spec.split.model_dump(exclude={"column"}))
         report = validation.check_features(
             made.with_columns(parts.alias("split")),
             key=derived.key,
@@ -295,8 +347,14 @@ def _try_out(pipeline: Pipeline, content: Path, derived: Derived) -> None:
         raise NewError(f"no pipeline can be written for this table as it is: {report.sentence()}")
 
 
-def _import(here: Settings, name: str, path: str, content: Path, message: str) -> None:
-    """Commit the table as the first version of a repository of its own; an interrupted attempt may have done so."""
+def _image_files(place: Path) -> list[Path]:
+    from mlops_assets.data.image_files import is_image
+
+    return [one for one in sorted(place.rglob("*")) if one.is_file() and is_image(one.relative_to(place).as_posix())]
+
+
+def _import(here: Settings, name: str, files: Mapping[str, Path], message: str) -> None:
+    """Commit the first version to a repository of its own; an interrupted attempt may have done so."""
     import xxhash
 
     repository = here.repository(name)
@@ -304,9 +362,10 @@ def _import(here: Settings, name: str, path: str, content: Path, message: str) -
     head = repository.heads().get("main")
     if head:
         entries = {entry.path: entry.hash for entry in repository.entries("", head)}
-        if entries != {path: xxhash.xxh3_128_hexdigest(content.read_bytes())}:
+        if entries != {path: xxhash.xxh3_128_hexdigest(file.read_bytes()) for path, file in files.items()}:
             raise NewError(
                 f"the Oxen repository '{name}' exists already ({repository.path}) and holds something else; choose "
                 "another name, or remove that folder"
             )
-    repository.commit(message, files={path: content})
+    with out.status("committing to Oxen ..."):
+        repository.commit(message, files=files)

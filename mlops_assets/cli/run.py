@@ -14,7 +14,7 @@ from mlops_assets.home import ensure_home, open_instance
 from mlops_assets.pipeline import Pipeline, find_pipeline
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     import dagster as dg
 
@@ -26,24 +26,32 @@ INTERRUPTED: Final = 130
 
 def run(
     name: Annotated[str, typer.Argument(metavar="PIPELINE", help="Name of the pipeline, a folder below defs/.")],
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Train only so long this time; the next run does as defs.yaml says.")
+    ] = None,
 ) -> None:
     """Materialize what is stale in a pipeline, in this process; ends with the champion.
 
-    Example: [bold]mlops run iris[/bold]
+    Where there are no data yet, they are taken from the pipeline's origin first.
+
+    Example: [bold]mlops run iris[/bold], or [bold]mlops run cifar10 --epochs 2[/bold] for a first look
     """
+    from mlops_assets.cli.data import ensure_data
     from mlops_assets.execution import RunInterrupted
 
     here = ensure_home()
-    pipeline = find_pipeline(name)
+    trial = {} if epochs is None else {"epochs": epochs}
+    pipeline = find_pipeline(name).trial(trial)
     try:
         with _alone(here, name), open_instance(here) as instance:
-            _run(pipeline, here, instance)
+            ensure_data(pipeline, here)
+            _run(pipeline, here, instance, trial)
     except (RunInterrupted, KeyboardInterrupt) as error:
         console.fail(error if isinstance(error, RunInterrupted) else RunInterrupted(f"{name} was interrupted"))
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _run(pipeline: Pipeline, here: Settings, instance: dg.DagsterInstance) -> None:
+def _run(pipeline: Pipeline, here: Settings, instance: dg.DagsterInstance, trial: Mapping[str, int]) -> None:
     from mlops_assets.assessment import Assessment, active_run
     from mlops_assets.execution import RunFailed, execute, wanted_stages
     from mlops_assets.report import champion_line
@@ -71,10 +79,12 @@ def _run(pipeline: Pipeline, here: Settings, instance: dg.DagsterInstance) -> No
                     f"[bold]{name}/{stage}[/bold]: {now.plan.stale.get(stage, 'lost from the store, or behind it')}"
                 )
             with progress_of_runs():
-                execute(now, stages, instance)
+                execute(now, stages, instance, trial)
     finally:
         if dead or stages:
             _close_mlflow_runs(here, instance)
+    if trial:
+        out.print(f"a trial with {trial['epochs']} epochs; `mlops run {name}`, or the sensor, trains as defs.yaml says")
     out.print(champion_line(instance, name))
 
 

@@ -137,12 +137,41 @@ def spec_source(derived: Derived, like: PipelineSpec, *, path: str, description:
     test_rows = round(derived.rows * derived.test)
     narrow = margin(test_rows, like.gate.reliability, clauses=2)
     threshold = min(0.99, math.floor(derived.commonest * 100) / 100)
-    data = {"path": path, "key": derived.key, "target": derived.target, "classes": derived.classes}
+    return spec_text(
+        like,
+        description=description,
+        data={"path": path, "key": derived.key, "target": derived.target, "classes": derived.classes},
+        split={"salt": derived.salt, "test": derived.test, "validation": VALIDATION},
+        training=training,
+        gate=(narrow, threshold, test_rows),
+    )
+
+
+def spec_text(
+    like: PipelineSpec,
+    *,
+    description: str,
+    data: Mapping[str, Any],
+    split: Mapping[str, Any],
+    training: Mapping[str, Any],
+    gate: tuple[float, float, int],
+) -> str:
+    """A `defs.yaml` of these sections, with the network, the parameters and the reliability of another pipeline.
+
+    Args:
+        like: The other pipeline.
+        description: One line.
+        data: The section.
+        split: The section.
+        training: The section.
+        gate: The margin that the test rows can decide, the accuracy to exceed, and how many test rows there are.
+    """
+    narrow, threshold, test_rows = gate
     network = like.functions.network
     sections: list[Mapping[str, Any]] = [
         {"description": description, **({"owners": like.owners} if like.owners else {})},
         {"data": data},
-        {"split": {"salt": derived.salt, "test": derived.test, "validation": VALIDATION}},
+        {"split": split},
         {"functions": {"model": network}} if "network" in like.functions.model_fields_set else {},
         {"parameters": like.parameters} if like.parameters else {},
         {"training": training},

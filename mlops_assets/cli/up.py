@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import shlex
 import signal
+import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import FrameType
 from typing import Final, NoReturn
 
+import psutil
+
 from mlops_assets.cli.console import out
 from mlops_assets.errors import MlopsError
 from mlops_assets.home import ensure_home, open_instance
-from mlops_assets.services import Service, ended, require_free_port, started
+from mlops_assets.services import Service, ServiceError, ended, require_free_port, started
 from mlops_assets.settings import PROJECT, Settings
 
-WATCH_SECONDS: Final = 0.5
+WATCH_SECONDS: Final = 1.0
+MISSED_LOOKS: Final = 3
+"""How often in a row the code server must be missing: reloading the definitions replaces it."""
+
+CODE_SERVER: Final = {"api", "grpc"}
+"""Words in the command line of the process that has loaded the definitions."""
+
+MOST_RESTARTS: Final = 3
+RESTART_SECONDS: Final = 300.0
+"""Time within which more than `MOST_RESTARTS` ends are a fault that starting again does not mend."""
 
 
 class AlreadyUp(MlopsError):
@@ -64,11 +77,28 @@ def up() -> None:
 
 
 def _serve(here: Settings) -> NoReturn:
-    """Run the services until one of them, or a signal, ends it.
+    """Run the services until a signal ends them; when one of them dies, start all again.
 
     Raises:
-        ServiceError: A service did not start, or ended.
+        ServiceError: A service did not start, or they end too often for another start to help.
     """
+    ends: list[float] = []
+    while True:
+        try:
+            error = _served(here)
+        except ServiceError as failed:
+            if not ends:
+                raise  # what did not start the first time is not mended by starting it again
+            error = failed
+        ends = [when for when in ends if when > time.monotonic() - RESTART_SECONDS] + [time.monotonic()]
+        if len(ends) > MOST_RESTARTS:
+            raise error
+        out.print(f"{error}; starting again", markup=False)
+        _tell(close_orphans(here))
+
+
+def _served(here: Settings) -> ServiceError:
+    """Run the services until the first of them ends, and say which."""
     with ExitStack() as stack:
         with out.status("starting Dagster and MLflow ..."):
             services = [dagster_service(here)]
@@ -78,9 +108,37 @@ def _serve(here: Settings) -> NoReturn:
         out.print(f"Dagster  [link]{here.dagster_url}[/link]   (log {services[0].log})")
         out.print(f"MLflow   [link]{here.mlflow_url}[/link]")
         out.print("Ctrl-C stops all.")
-        while not (error := ended(services, processes)):
-            time.sleep(WATCH_SECONDS)
-        raise error
+        return _first_end(services, processes)
+
+
+def _first_end(services: Sequence[Service], processes: Mapping[str, subprocess.Popen[bytes]]) -> ServiceError:
+    """Wait for the end of a service, or of the code server that Dagster runs in a process of its own.
+
+    Dagster itself does not notice that one: every tick would fail from then on.
+    """
+    dagster, missing = services[0], 0
+    while not (error := ended(services, processes)):
+        time.sleep(WATCH_SECONDS)
+        missing = 0 if _has_code_server(processes[dagster.name].pid) else missing + 1
+        if missing >= MISSED_LOOKS:
+            return ServiceError(f"Dagster's code server is gone; see {dagster.log}")
+    return error
+
+
+def _has_code_server(pid: int) -> bool:
+    """Whether one of Dagster's processes serves the definitions."""
+    try:
+        children = psutil.Process(pid).children(recursive=True)
+        return any(set(_command(child)) >= CODE_SERVER for child in children)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 def _tell(lines: list[str]) -> None:

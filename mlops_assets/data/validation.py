@@ -15,7 +15,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import polars as pl
+import xxhash
+from numpy.typing import NDArray
 
 from mlops_assets.data.readers import PolarsType, cast_text
 from mlops_assets.data.splits import PARTS, SplitError, assign
@@ -137,6 +140,7 @@ def check_target(
     salt: str,
     test: float,
     validation: float,
+    column: str | None = None,
 ) -> Report:
     """Check what a classifier needs of a dataset.
 
@@ -150,6 +154,7 @@ def check_target(
         salt: Of the split, as in `assign`.
         test: Share of the test part, as in `assign`.
         validation: Share of the validation part, as in `assign`.
+        column: Name of the column with the data's own split, if it has one.
     """
     failures = list(_check_key(frame, key))
     names = [str(name) for name in classes]
@@ -157,11 +162,14 @@ def check_target(
         failures.append(_missing(target))
     else:
         failures.extend(_check_labels(frame[target], names))
-        if not any(failure.column == key for failure in failures):
+        if column is not None and column not in frame.columns:
+            failures.append(_missing(column))
+        elif not any(failure.column == key for failure in failures):
+            own = None if column is None else frame[column]
             try:
-                parts = assign(frame[key], salt=salt, test=test, validation=validation)
+                parts = assign(frame[key], salt=salt, test=test, validation=validation, own=own)
             except SplitError as error:
-                failures.append(Failure(key, "split", str(error).rstrip(".")))
+                failures.append(Failure(column or key, "split", str(error).rstrip(".")))
             else:
                 failures.extend(_check_coverage(frame[target], names, parts))
     return Report(frame.height, tuple(failures))
@@ -174,28 +182,55 @@ def check_features(frame: pl.DataFrame, *, key: str, target: str, split: str, cl
     least one feature and one row, each row has a key of its own and a target among `classes`, its split is one of
     `PARTS`, and every class has a row in each part: the function that made the table may have lost or renamed some.
     """
-    failures = list(_check_key(frame, key))
-    names = [str(name) for name in classes]
-    if target not in frame.columns:
-        failures.append(_missing(target))
-    else:
-        failures.extend(_check_labels(frame[target], names))
-    if split not in frame.columns:
-        failures.append(_missing(split))
-    else:
-        failures.extend(_failing(frame[split], frame[split].is_null(), "null", "null"))
-        valid = frame[split].cast(pl.String).is_in(PARTS).fill_null(value=True)
-        failures.extend(_failing(frame[split], ~valid, "split", f"none of {', '.join(PARTS)}"))
+    failures = list(_check_rows(frame, key, target, split, [str(name) for name in classes]))
     features = [name for name in frame.columns if name not in {key, target, split}]
     if not features:
         failures.append(Failure(None, "features", f"no feature column beside {key!r}, {target!r} and {split!r}"))
-    if frame.is_empty():
-        failures.append(Failure(None, "rows", "the table has no rows"))
-    elif target in frame.columns and split in frame.columns:
-        failures.extend(_check_coverage(frame[target], names, frame[split]))
     for name in features:
         failures.extend(_check_feature(frame[name]))
     return Report(frame.height, tuple(failures))
+
+
+def check_images(
+    pixels: NDArray[np.uint8], table: pl.DataFrame, *, key: str, target: str, split: str, classes: Sequence[str | int]
+) -> Report:
+    """Check what training needs of images and the table of their keys, targets and parts.
+
+    There is one image of at least one pixel per row, uint8, shape (rows, height, width, 1 or 3 channels). The table
+    is checked as in `check_features`, but for the features.
+    """
+    failures: list[Failure] = []
+    if pixels.ndim != 4 or 0 in pixels.shape[1:3] or pixels.shape[3] not in {1, 3}:
+        what = f"the images have the shape {pixels.shape}, not (rows, height, width, 1 or 3 channels)"
+        failures.append(Failure(None, "shape", what))
+    if pixels.dtype != np.uint8:
+        failures.append(Failure(None, "type", f"the images are {pixels.dtype}, not uint8"))
+    if len(pixels) != table.height:
+        failures.append(Failure(None, "rows", f"there are {len(pixels)} images for {table.height} rows"))
+    failures.extend(_check_rows(table, key, target, split, [str(name) for name in classes]))
+    return Report(table.height, tuple(failures))
+
+
+def leaks(pixels: NDArray[np.uint8], parts: pl.Series) -> Report:
+    """Find test images that equal a training image, pixel by pixel: on them a model is asked what it was told.
+
+    Args:
+        pixels: Shape (rows, height, width, channels).
+        parts: The part of each row.
+    """
+    digests = [xxhash.xxh3_128_digest(image.tobytes()) for image in pixels]
+    trained = {digests[row]: row for row in reversed((parts == "train").arg_true().to_list())}
+    copies = [(row + 1, trained[digests[row]] + 1) for row in (parts == "test").arg_true() if digests[row] in trained]
+    if not copies:
+        return Report(len(parts), ())
+    examples = [f"row {row} equals row {twin}" for row, twin in copies[:_SHOWN_ROWS]]
+    if len(copies) > len(examples):
+        examples.append("...")
+    verb = "test image equals a training image" if len(copies) == 1 else "test images equal training images"
+    rows, twins = zip(*copies[:KEPT_ROWS], strict=True)
+    message = f"{len(copies)} {verb} ({', '.join(examples)})"
+    failure = Failure(None, "leak", message, len(copies), rows, tuple(f"row {twin}" for twin in twins))
+    return Report(len(parts), (failure,))
 
 
 def class_counts(frame: pl.DataFrame, target: str) -> dict[str, int]:
@@ -316,6 +351,25 @@ def _run_check(frame: pl.DataFrame, check: Check, column: str | None, ignored: p
         yield from _failing(values, refused, label, f"refused by {label}")
 
 
+def _check_rows(frame: pl.DataFrame, key: str, target: str, split: str, names: list[str]) -> Iterator[Failure]:
+    """Yield what keeps any model from being trained and judged on a table's rows."""
+    yield from _check_key(frame, key)
+    if target not in frame.columns:
+        yield _missing(target)
+    else:
+        yield from _check_labels(frame[target], names)
+    if split not in frame.columns:
+        yield _missing(split)
+    else:
+        yield from _failing(frame[split], frame[split].is_null(), "null", "null")
+        valid = frame[split].cast(pl.String).is_in(PARTS).fill_null(value=True)
+        yield from _failing(frame[split], ~valid, "split", f"none of {', '.join(PARTS)}")
+    if frame.is_empty():
+        yield Failure(None, "rows", "the table has no rows")
+    elif target in frame.columns and split in frame.columns:
+        yield from _check_coverage(frame[target], names, frame[split])
+
+
 def _check_key(frame: pl.DataFrame, key: str) -> Iterator[Failure]:
     if key not in frame.columns:
         yield _missing(key)
@@ -328,7 +382,7 @@ def _check_key(frame: pl.DataFrame, key: str) -> Iterator[Failure]:
 def _check_labels(target: pl.Series, classes: list[str]) -> Iterator[Failure]:
     labels = target.cast(pl.String)
     yield from _failing(target, labels.is_null(), "null", "null")
-    outside = ~labels.is_in(pl.Series(classes, dtype=pl.String)).fill_null(value=True)
+    outside = ~labels.is_in(classes).fill_null(value=True)
     yield from _failing(target, outside, "classes", f"none of the classes {', '.join(classes)}")
 
 

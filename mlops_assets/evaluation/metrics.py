@@ -147,17 +147,24 @@ class Evaluation:
             raise EvaluationError(message) from error
 
     def scalars(self) -> dict[str, float]:
-        """Return the single numbers under names that a tracking server takes, such as `test_recall_setosa`.
-
-        Letters that such names may not hold become `_`, and a class whose name then is taken gets its index behind it.
-        """
+        """Return the single numbers under names that a tracking server takes, such as `test_recall_setosa`."""
         names = ("rows", "accuracy", "accuracy_lower", "accuracy_upper", "balanced_accuracy", "macro_f1")
         named = {f"test_{name}": float(getattr(self, name)) for name in (*names, "log_loss", "brier", "ece")}
-        for index, report in enumerate(self.classes):
-            if report.recall is not None:
-                name = "test_recall_" + re.sub(r"[^\w-]+", "_", report.name)
-                named[f"{name}_{index}" if name in named else name] = report.recall
-        return named
+        recalls = zip(metric_names("test_recall", [one.name for one in self.classes]), self.classes, strict=True)
+        return {**named, **{name: one.recall for name, one in recalls if one.recall is not None}}
+
+
+def metric_names(metric: str, classes: Sequence[str]) -> list[str]:
+    """Names for one metric of each class.
+
+    Letters that a tracking server does not take become `_`, and a class whose name then is taken gets its index behind
+    it.
+    """
+    names: list[str] = []
+    for index, one in enumerate(classes):
+        name = f"{metric}_" + re.sub(r"[^\w-]+", "_", one)
+        names.append(f"{name}_{index}" if name in names else name)
+    return names
 
 
 def evaluate(

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from mlops_assets.evaluation.metrics import Evaluation
+from mlops_assets.evaluation.metrics import Evaluation, Mistake
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
 _DPI: Final = 100
 _COLOURS: Final = 256
@@ -22,6 +24,7 @@ _SHADES: Final = 20
 _LONGEST_NAME: Final = 22
 _MOST_COUNTS: Final = 20
 _MOST_NAMES: Final = 60
+_A_LINE: Final = 5
 _BLUE: Final = "#2563a8"
 _GREY: Final = "#6b7280"
 
@@ -95,6 +98,31 @@ def calibration_png(evaluation: Evaluation) -> bytes:
     below.bar(centres, [item.rows for item in bins], width=width, color=_BLUE)
     below.set(xlabel="confidence: probability of the predicted class", ylabel="rows")
     below.grid(alpha=0.25, axis="y")
+    return _png(figure)
+
+
+def mistakes_png(mistakes: Sequence[Mistake], images: Sequence[NDArray[np.uint8]]) -> bytes:
+    """Draw the images that a model was most wrong about: what each is, what it was taken for, and how surely.
+
+    Args:
+        mistakes: The wrong predictions, at least one.
+        images: Their images, each of shape (height, width, channels) with 1 or 3 channels.
+
+    Returns:
+        A PNG image.
+    """
+    from matplotlib.figure import Figure
+
+    lines = -(-len(mistakes) // _A_LINE)
+    figure = Figure(figsize=(1.5 * _A_LINE, 1.95 * lines + 0.4), dpi=_DPI, layout="constrained")
+    places = figure.subplots(lines, _A_LINE, squeeze=False).flat
+    for axes, one, image in zip(places, mistakes, images, strict=False):
+        axes.imshow(image.squeeze(axis=2) if image.shape[2] == 1 else image, cmap="gray", vmin=0, vmax=255)
+        said = f"{_short(one.label)}, taken for\n{_short(one.predicted)} ({one.probability:.0%})"
+        axes.set_title(said, fontsize=8, parse_math=False)
+    for axes in figure.axes:
+        axes.axis("off")
+    figure.suptitle("The surest mistakes", fontsize=11)
     return _png(figure)
 
 

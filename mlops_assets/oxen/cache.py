@@ -91,17 +91,18 @@ def _copy(blob: Path, entry: Entry, target: Path) -> None:
     try:
         source = blob.open("rb")
     except FileNotFoundError:
-        raise _damaged(blob, entry, "is missing") from None
+        raise damaged(blob, entry, "is missing") from None
     with source, target.open("wb") as copy:
         while chunk := source.read(_CHUNK):
             total.update(chunk)
             copy.write(chunk)
         if total.digest() != bytes.fromhex(entry.hash):
-            raise _damaged(blob, entry, "does not have its hash")
+            raise damaged(blob, entry, "does not have its hash")
         os.fchmod(copy.fileno(), 0o444)
 
 
-def _damaged(blob: Path, entry: Entry, what: str) -> StoreCorrupt:
+def damaged(blob: Path, entry: Entry, what: str) -> StoreCorrupt:
+    """The error for stored content that is not what it should be."""
     return StoreCorrupt(
         f"the stored content of {entry.path!r} {what} ({blob}); delete that file if it is there, then "
         f"commit the original of {entry.path!r} again or restore it from a backup."

@@ -213,6 +213,23 @@ class Repository:
         entries, digest = tree.entries(commit, base), tree.digest(commit, base)
         return cache_.materialize(tree, entries, base=base, digest=digest, cache=cache)
 
+    def read(self, entry: Entry) -> bytes:
+        """Return the content of one file, verified against its hash.
+
+        Raises:
+            StoreCorrupt: It is missing or does not have its hash.
+        """
+        import xxhash
+
+        blob = self._tree.blob(entry.hash)
+        try:
+            data = blob.read_bytes()
+        except FileNotFoundError:
+            raise cache_.damaged(blob, entry, "is missing") from None
+        if xxhash.xxh3_128_digest(data) != bytes.fromhex(entry.hash):
+            raise cache_.damaged(blob, entry, "does not have its hash")
+        return data
+
     def change_stamp(self) -> str:
         """Return a text that changes whenever any branch does, for the price of a few ``stat`` calls.
 

@@ -110,14 +110,15 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:32]
 
 
-def to_onnx(module: nn.Module, sample: NDArray[np.float32], path: Path) -> OnnxReport:
+def to_onnx(module: nn.Module, sample: NDArray[np.float32 | np.uint8], path: Path) -> OnnxReport:
     """Export a module in evaluation mode to one self-contained ONNX file and prove that it answers alike.
 
     The input is called "input", the output "logits", and the number of rows is free. `module` itself is not changed.
 
     Args:
-        module: Maps x (batch, ...) float32 to logits (batch, classes).
-        sample: Real rows, float32 (n, ...) with n of at least 2: from one row the exporter would fix the batch at 1.
+        module: Maps x (batch, ...) to logits (batch, classes).
+        sample: Real rows, float32 (n, ...) or images, uint8 (n, height, width, channels), which the exported model
+            then takes; n is at least 2: from one row the exporter would fix the batch at 1.
         path: Where the file goes; nothing is written unless the answers agree within `TOLERANCE`.
 
     Raises:

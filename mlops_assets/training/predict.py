@@ -6,8 +6,10 @@ answers.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -17,8 +19,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+_PASS_ROWS: Final = 1024
+_PASS_VALUES: Final = 2**20
+
+
 class PredictError(MlopsError):
     """A model cannot be run, or not over these rows."""
+
+
+def pass_rows(shape: Sequence[int]) -> int:
+    """Give how many rows of a shape, without their number, go through a network in one pass without gradients.
+
+    As many as 1,024 and, for images, about a million values: a convolution's outputs are tens of times its input.
+    """
+    return max(1, min(_PASS_ROWS, _PASS_VALUES // math.prod(shape)))
 
 
 def open_session(model: Path | bytes, *, threads: int) -> Any:
@@ -42,14 +56,14 @@ def open_session(model: Path | bytes, *, threads: int) -> Any:
 
 
 def predict(
-    model: Path | bytes, x: NDArray[np.float32], *, batch_size: int = 1024, threads: int = 1
+    model: Path | bytes, x: NDArray[np.float32 | np.uint8], *, batch_size: int | None = None, threads: int = 1
 ) -> NDArray[np.float32]:
     """Give class probabilities for every row.
 
     Args:
         model: An ONNX model with one input (batch, ...) and logits (batch, classes) as its first output.
-        x: Features, float32 (n, ...); n may be 0.
-        batch_size: Rows in one pass.
+        x: Features, float32 (n, ...), or images, uint8 (n, height, width, channels); n may be 0.
+        batch_size: Rows in one pass; None chooses by their size.
         threads: CPU threads.
 
     Returns:
@@ -61,11 +75,10 @@ def predict(
     session = open_session(model, threads=threads)
     name = session.get_inputs()[0].name
     # without rows, one of zeros tells how many classes there are
-    rows = x if len(x) else np.zeros((1, *x.shape[1:]), dtype=np.float32)
+    rows = x if len(x) else np.zeros((1, *x.shape[1:]), dtype=x.dtype)
+    size = batch_size or pass_rows(x.shape[1:])
     try:
-        parts = [
-            session.run(None, {name: rows[start : start + batch_size]})[0] for start in range(0, len(rows), batch_size)
-        ]
+        parts = [session.run(None, {name: rows[start : start + size]})[0] for start in range(0, len(rows), size)]
     except Exception as error:
         raise PredictError(f"the model does not take rows of {x.dtype} {x.shape[1:]}: {_reason(error)}") from error
     logits = np.concatenate(parts).astype(np.float64)[: len(x)]

@@ -1,5 +1,6 @@
 import math
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from mlops_assets.cli import data
+from mlops_assets.cli import data, intake
 from mlops_assets.cli.row_changes import NotComparable, RowChanges
 from mlops_assets.data import samples
 from mlops_assets.data.readers import read_table
@@ -145,25 +146,63 @@ def test_an_unknown_pipeline_is_one_sentence(mlops: Mlops) -> None:
     assert (done.code, "there is no pipeline 'tulips' (known: " in one_sentence(done.err)) == (1, True)
 
 
-def test_only_known_samples_are_built_in(tmp_path: Path) -> None:
-    pipeline = _iris_with(tmp_path, "path: iris.csv", "path: iris.csv\n    repository: tulips")
-    with pytest.raises(data.DataError, match=r"no built-in sample for 'tulips' .*`mlops data import iris FILE`"):
-        data._sample(pipeline)
+def test_without_a_file_and_without_an_origin_the_sentence_says_what_to_give(tmp_path: Path) -> None:
+    pipeline = _iris_with(tmp_path, "    origin: {sample: iris}\n", "")
+    said = r"'iris' has no data of its own .*`mlops data import iris PATH`$"
+    with pytest.raises(intake.DataError, match=said), intake.from_origin(pipeline, ensure_home()):
+        pass
+
+
+def test_a_variable_of_the_origin_comes_first(tmp_path: Path, table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = _iris_with(tmp_path, "origin: {sample: iris}", "origin: {sample: iris, variable: FLOWERS}")
+    monkeypatch.setenv("FLOWERS", str(table.rename(table.with_name("iris.csv"))))
+    with intake.from_origin(pipeline, ensure_home()) as found:
+        assert found.files == {"iris.csv": table.with_name("iris.csv")}
+    monkeypatch.setenv("FLOWERS", str(table))
+    with pytest.raises(intake.DataError, match="does not exist"), intake.from_origin(pipeline, ensure_home()):
+        pass
+
+
+def test_images_come_from_the_sample_a_directory_or_an_archive(mlops: Mlops, tmp_path: Path) -> None:
+    done = mlops("data", "import", "digits")
+    assert (done.code, "no files before, 1,797 now" in done.out) == (0, True)
+    digits = settings().repository("digits")
+    folder = tmp_path / "folder"
+    for path, image in list(samples.digits().items())[:30]:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(image)
+
+    done = mlops("data", "commit", "digits", folder, "-m", "30 of them")
+    assert (done.code, "1,797 files before, 30 now" in done.out) == (0, True)
+    whole = digits.digest("scans", digits.resolve("main"))
+
+    archive = shutil.make_archive(str(tmp_path / "scans"), "gztar", folder)
+    mlops("data", "import", "digits", "-m", "all of them again")
+    assert len(digits.entries("scans", digits.resolve("main"))) == 1797
+    assert mlops("data", "commit", "digits", archive, "-m", "30 again").code == 0
+    assert digits.digest("scans", digits.resolve("main")) == whole
+
+    shown = mlops("data", "show", "digits")
+    assert (shown.code, "directory" in shown.out) == (0, True)
+    assert mlops("data", "log", "digits").out.count("30") >= 2
+    assert "removed scans/" in mlops("data", "diff", "digits").out
+    missing = mlops("data", "commit", "digits", tmp_path / "nowhere", "-m", "x")
+    assert "give a directory of images, or an archive of one" in one_sentence(missing.err)
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.csv.gz", "t.TSV.gz", "t.parquet"])
 def test_a_table_is_written_as_its_name_says(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(data.encode(samples.iris(), name))
+    (tmp_path / name).write_bytes(intake.encode(samples.iris(), name))
     assert read_table(tmp_path / name, samples.iris().schema).equals(samples.iris())
-    assert data.encode(samples.iris(), name) == data.encode(samples.iris(), name)
+    assert intake.encode(samples.iris(), name) == intake.encode(samples.iris(), name)
 
 
 def test_the_first_commit_to_another_branch(tmp_path: Path, mlops: Mlops) -> None:
     pipeline = _iris_with(tmp_path, "path: iris.csv", "path: iris.csv\n    branch: field")
     here = ensure_home()
     repository().init()
-    data._record(pipeline, here, b"id,species\n1,a\n", "first", launch=False)
-    data._record(pipeline, here, b"id,species\n1,b\n", "second", launch=False)
+    for message, content in (("first", b"id,species\n1,a\n"), ("second", b"id,species\n1,b\n")):
+        data._record(pipeline, here, intake.Intake({"iris.csv": content}, ""), message, launch=False)
     assert [commit.message for commit in repository().log("field")] == ["second", "first"]
     assert [commit.message for commit in repository().log("main")] == ["first"]
 

@@ -1,9 +1,11 @@
 import time
 
+import numpy as np
 import pandera.pandas
 import pandera.polars as pa
 import polars as pl
 import pytest
+from numpy.typing import NDArray
 from pandera.config import config_context
 
 from mlops_assets.data.readers import read_table
@@ -15,10 +17,12 @@ from mlops_assets.data.validation import (
     Report,
     SchemaError,
     check_features,
+    check_images,
     check_target,
     class_counts,
     dtypes,
     label_shift,
+    leaks,
     validate,
 )
 
@@ -281,6 +285,66 @@ def test_features_keep_what_the_dataset_was_checked_for() -> None:
     assert renamed.sentence().startswith(
         "column 'species': 150 rows are none of the classes setosa, versicolor, virginica (row 1: 'SETOSA', "
     )
+
+
+PIXELS = np.random.default_rng(1).integers(0, 256, (150, 4, 5, 3), dtype=np.uint8)
+ROWS = features().select("id", "species", "split")
+
+
+def test_sound_images_pass() -> None:
+    assert check_images(PIXELS, ROWS, **FEATURES).passed
+    assert check_images(PIXELS[..., :1], ROWS, **FEATURES).passed
+
+
+@pytest.mark.parametrize(
+    ("pixels", "rows", "says"),
+    [
+        (PIXELS[:149], ROWS, "there are 149 images for 150 rows"),
+        (PIXELS.astype(np.float32), ROWS, "the images are float32, not uint8"),
+        (
+            PIXELS[..., :2],
+            ROWS,
+            "the images have the shape (150, 4, 5, 2), not (rows, height, width, 1 or 3 channels)",
+        ),
+        (PIXELS[:, :0], ROWS, "the images have the shape (150, 0, 5, 3), not (rows, height, width, 1 or 3 channels)"),
+        (PIXELS[..., 0], ROWS, "the images have the shape (150, 4, 5), not (rows, height, width, 1 or 3 channels)"),
+        (PIXELS, at(ROWS, 3, id=2), "column 'id': 2 rows are not unique (row 2: 2, row 3: 2)"),
+        (
+            PIXELS,
+            at(ROWS, 3, species="rose"),
+            "column 'species': 1 row is none of the classes setosa, versicolor, virginica (row 3: 'rose')",
+        ),
+        (PIXELS, at(ROWS, 3, split="dev"), "column 'split': 1 row is none of train, validation, test (row 3: 'dev')"),
+        (PIXELS, ROWS.drop("split"), "column 'split' is missing"),
+        (PIXELS[:0], ROWS.head(0), "the table has no rows"),
+        (
+            PIXELS[:50],
+            ROWS.head(50),
+            "column 'species': no row of class 'versicolor'; column 'species': no row of class 'virginica'",
+        ),
+    ],
+)
+def test_images_that_cannot_be_trained_on(pixels: NDArray[np.uint8], rows: pl.DataFrame, says: str) -> None:
+    assert check_images(pixels, rows, **FEATURES).sentence() == says
+
+
+def test_test_images_that_were_trained_on_are_found() -> None:
+    parts = pl.Series(["train"] * 100 + ["validation"] * 20 + ["test"] * 30)
+    assert leaks(PIXELS, parts).passed
+    copied = PIXELS.copy()
+    copied[130] = copied[[7, 50]] = PIXELS[7]
+    copied[140] = PIXELS[110]  # of the validation part
+    copied[141] = copied[142]  # both are test
+    report = leaks(copied, parts)
+    assert report.sentence() == "1 test image equals a training image (row 131 equals row 8)"
+    (failure,) = report.failures
+    assert (failure.check, failure.count, failure.rows, failure.values) == ("leak", 1, (131,), ("row 8",))
+    copied[120:] = PIXELS[:30]
+    (failure,) = leaks(copied, parts).failures
+    assert failure.message == (
+        "30 test images equal training images (row 121 equals row 1, row 122 equals row 2, row 123 equals row 3, ...)"
+    )
+    assert (failure.count, len(failure.rows), len(failure.values)) == (30, KEPT_ROWS, KEPT_ROWS)
 
 
 def test_of_many_classes_the_most_frequent_are_counted() -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlops_assets.evaluation.metrics import evaluate
-from mlops_assets.evaluation.plots import calibration_png, confusion_png
+from mlops_assets.evaluation.metrics import Mistake, evaluate
+from mlops_assets.evaluation.plots import calibration_png, confusion_png, mistakes_png
 
 
 def evaluated(classes, *, rows=2000, seed=0, names=None):
@@ -91,3 +91,15 @@ def test_drawing_leaves_pyplot_alone():
         "confusion_png(evaluate(np.array([0]), np.array([[0.9, 0.1]]), class_names=['a', 'b'], keys=['k']));"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
+
+
+@pytest.mark.parametrize(("shape", "count"), [((8, 8, 1), 1), ((32, 32, 3), 7), ((20, 48, 3), 20)])
+def test_mistakes_show_the_images_themselves(shape, count):
+    mistakes = [Mistake(f"k{index}", "a long name of a class, $5", "b", 0.9) for index in range(count)]
+    dark, bright = (np.full(shape, value, dtype=np.uint8) for value in (0, 255))
+
+    shades = [pixels(mistakes_png(mistakes, [image] * count)) for image in (dark, bright)]
+
+    assert shades[0].shape == shades[1].shape
+    assert shades[0].shape[1] < 1000
+    assert (shades[0] < 10).mean() > (shades[1] < 10).mean() + 0.01 * count

@@ -193,8 +193,8 @@ class Project:
 
     def ticks(self, sensor: str = "iris_rematerialize") -> list[InstigatorTick]:
         """The ticks of a sensor, the newest first."""
-        (state,) = [one for one in self.instance.all_instigator_state() if one.instigator_name == sensor]
-        return list(self.instance.get_ticks(state.instigator_origin_id, state.selector_id))
+        states = [one for one in self.instance.all_instigator_state() if one.instigator_name == sensor]
+        return [tick for one in states for tick in self.instance.get_ticks(one.instigator_origin_id, one.selector_id)]
 
     def failed_ticks(self) -> list[str]:
         """What went wrong in any sensor."""
@@ -210,8 +210,8 @@ class Project:
         now = time.time()
 
         def settled() -> bool:
-            tick = self.ticks()[0]
-            return tick.timestamp > now and tick.skip_reason == "nothing is stale"
+            newest = self.ticks()[:1]
+            return any(tick.timestamp > now and tick.skip_reason == "nothing is stale" for tick in newest)
 
         self.wait_for(settled, "the sensor to find nothing stale", 180)
 

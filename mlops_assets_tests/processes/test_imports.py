@@ -28,7 +28,8 @@ print(json.dumps([texts, [name for name in ("dagster", "polars", "torch", "mlflo
 """
 
 COMMANDS = [
-    *([name] for name in ("demo", "up", "status", "run", "new", "env")),
+    *([name] for name in ("demo", "up", "status", "run", "new", "doctor", "env")),
+    *(["store", name] for name in ("ls", "verify", "gc")),
     *(["data", name] for name in ("import", "commit", "log", "diff", "show")),
 ]
 
@@ -48,7 +49,7 @@ def test_the_definitions_import_nothing_heavy() -> None:
 
 
 def test_help_shows_examples_and_imports_nothing() -> None:
-    commands = [[], ["data"], *COMMANDS]
+    commands = [[], ["data"], ["store"], *COMMANDS]
     done = python(HELP, json.dumps(commands))
     assert done.returncode == 0, done.stderr
     texts, heavy = json.loads(done.stdout.splitlines()[-1])

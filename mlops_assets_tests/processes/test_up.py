@@ -4,12 +4,14 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
 
+from mlops_assets.cli.up import MOST_RESTARTS
 from mlops_assets.data import samples
-from mlops_assets_tests.processes.project import Project, send
+from mlops_assets_tests.processes.project import Project, is_answering, send
 
 pytestmark = pytest.mark.slow
 
@@ -74,22 +76,41 @@ def test_up_follows_data_and_code_until_ctrl_c(project: Project, record_property
     assert not project.alive()
 
 
-def test_the_death_of_a_service_or_of_up_ends_all(project: Project) -> None:
+def test_a_dead_service_is_started_again_and_not_for_ever(project: Project) -> None:
     up = project.up()
-    (webserver,) = [
-        child for child in psutil.Process(up.pid).children(recursive=True) if "dagster_webserver" in child.cmdline()
-    ]
-    webserver.kill()
+    killed: set[int] = set()
+
+    def next_webserver() -> psutil.Process | None:
+        """A webserver that answers and was not killed yet."""
+        found = [one for one in webservers(up.pid) if one.pid not in killed]
+        return found[0] if found and is_answering(f"{project.dagster_url}/server_info") else None
+
+    while up.poll() is None and len(killed) <= MOST_RESTARTS:
+        webserver = project.wait_for(next_webserver, "a webserver")
+        killed.add(webserver.pid)
+        webserver.kill()
+        webserver.wait(10)
+    assert len(killed) == MOST_RESTARTS + 1
     assert up.wait(60) == 1
     told = project.output.read_text()
+    assert told.count("starting again") == MOST_RESTARTS
     assert "error: Dagster ended" in told
     assert "dagster.log ends with:" in told
     assert "Traceback" not in told
     project.wait_for(lambda: not project.alive(), "the end of all", 20)
 
+
+def test_the_death_of_up_ends_all(project: Project) -> None:
     up = project.up()
     send(up, signal.SIGKILL)
     project.wait_for(lambda: not project.alive(), "the end of all", 30)
+
+
+def webservers(pid: int) -> list[psutil.Process]:
+    with suppress(psutil.NoSuchProcess):
+        children = psutil.Process(pid).children(recursive=True)
+        return [child for child in children if "dagster_webserver" in child.cmdline()]
+    return []
 
 
 def test_a_taken_port_is_one_sentence(project: Project) -> None:

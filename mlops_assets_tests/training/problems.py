@@ -19,6 +19,11 @@ def digits_rows() -> tuple[Rows, Rows]:
     return _parts(x[:700] / 16, y[:700], n=500)
 
 
+def digits_images() -> tuple[Rows, Rows]:
+    """The same as uint8 images of (8, 8, 1)."""
+    return tuple(Rows(np.rint(part.x * 255).astype(np.uint8).reshape(-1, 8, 8, 1), part.y) for part in digits_rows())
+
+
 def _parts(x: np.ndarray, y: np.ndarray, n: int) -> tuple[Rows, Rows]:
     order = np.random.default_rng(0).permutation(len(y))
     x, y = x[order].astype(np.float32), y[order].astype(np.int64)

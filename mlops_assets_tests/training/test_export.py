@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mlops_assets.training.architectures import MLP
+from mlops_assets.training.architectures import MLP, AlexNet, ResNet9, SmallCNN
 from mlops_assets.training.export import (
     TOLERANCE,
     ExportError,
@@ -21,7 +21,7 @@ from mlops_assets.training.export import (
     weights_digest,
 )
 from mlops_assets.training.predict import predict
-from mlops_assets_tests.training.problems import Digits, digits_rows, filled, iris_rows
+from mlops_assets_tests.training.problems import Digits, digits_images, digits_rows, filled, iris_rows
 
 MIXED = {
     "a": torch.arange(6, dtype=torch.float32).reshape(2, 3),
@@ -94,6 +94,44 @@ def test_an_export_answers_like_the_module_for_any_number_of_rows(tmp_path: Path
     expected = torch.softmax(torch.tensor(logits_of(module, validation.x)), dim=1).numpy()
     for n in (1, 5, 200):
         np.testing.assert_allclose(predict(tmp_path / "m.onnx", validation.x[:n]), expected[:n], atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [
+        (SmallCNN, (8, 8, 1)),
+        (SmallCNN, (7, 5, 3)),
+        (AlexNet, (32, 32, 3)),
+        (ResNet9, (32, 32, 3)),
+        (ResNet9, (9, 8, 1)),
+    ],
+)
+def test_networks_for_images_take_raw_pixels_in_any_number(
+    tmp_path: Path, network: type[nn.Module], shape: tuple[int, int, int]
+) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (70, *shape), dtype=np.uint8)
+    torch.manual_seed(0)
+    module = network(shape, 10)
+    module.layers[0].adapt(torch.tensor(x))
+    report = to_onnx(module, x[:2], tmp_path / "m.onnx")
+    assert report.batch_sizes == (1, 2, 7, 32)
+    session = onnx.load(tmp_path / "m.onnx")
+    assert session.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    expected = torch.softmax(torch.tensor(logits_of(module, x)), dim=1).numpy()
+    for n in (1, 5, 70):
+        np.testing.assert_allclose(predict(tmp_path / "m.onnx", x[:n]), expected[:n], atol=1e-4)
+    assert predict(tmp_path / "m.onnx", x[:0]).shape == (0, 10)
+
+
+def test_pixels_of_trained_weights_are_scaled_in_the_exported_model(tmp_path: Path) -> None:
+    rows, validation = digits_images()
+    module = SmallCNN((8, 8, 1), 10, channels=(8,))
+    to_onnx(module, rows.x, tmp_path / "before.onnx")
+    module.layers[0].adapt(torch.tensor(rows.x))
+    to_onnx(module, rows.x, tmp_path / "after.onnx")
+    before, after = (predict(tmp_path / f"{name}.onnx", validation.x) for name in ("before", "after"))
+    assert np.abs(before - after).max() > 0.01
 
 
 def test_the_file_is_self_contained_and_speaks_of_no_machine(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from mlops_assets.training.predict import PredictError, predict
+from mlops_assets.training.predict import PredictError, pass_rows, predict
 
 ROWS = np.array([[1, 2, 3], [1000, 0, -1000], [0, 0, 0]], dtype=np.float32)
 
@@ -67,3 +67,7 @@ def test_what_is_no_model_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[
         with pytest.raises(PredictError, match=name):
             predict(model, ROWS)
     assert capfd.readouterr() == ("", "")
+
+
+def test_large_rows_go_through_in_small_passes() -> None:
+    assert [pass_rows(shape) for shape in ((4,), (1024,), (32, 32, 3), (10_000, 1000, 3))] == [1024, 1024, 341, 1]

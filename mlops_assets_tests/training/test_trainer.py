@@ -1,4 +1,6 @@
+import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from mlops_assets.training.architectures import MLP
-from mlops_assets.training.config import TrainingConfig, environment
+from mlops_assets.training.architectures import MLP, AlexNet, ResNet9, SmallCNN
+from mlops_assets.training.config import Augmentation, TrainingConfig, environment
 from mlops_assets.training.export import weights_digest
 from mlops_assets.training.trainer import (
     Epoch,
@@ -20,7 +22,7 @@ from mlops_assets.training.trainer import (
     TrainingError,
     train,
 )
-from mlops_assets_tests.training.problems import Digits, digits_rows, iris_rows
+from mlops_assets_tests.training.problems import Digits, digits_images, digits_rows, iris_rows
 
 SHORT = TrainingConfig(epochs=5, patience=None, accelerator="cpu")
 
@@ -39,6 +41,30 @@ def test_iris_is_learned() -> None:
 def test_digits_are_learned_by_a_convolutional_network() -> None:
     result = trained(Digits, digits_rows(), epochs=10)
     assert result.history[-1].validation_accuracy > 0.9
+
+
+def small(dropout: float = 0.0) -> nn.Module:
+    return SmallCNN((8, 8, 1), 10, channels=(8,), dropout=dropout)
+
+
+def test_images_are_learned_and_scaled_by_the_training_images() -> None:
+    rows = digits_images()
+    result = trained(small, rows, epochs=10)
+    assert result.history[-1].validation_accuracy > 0.9
+    plain = rows[0].x.astype(np.float64)
+    np.testing.assert_allclose(result.weights["layers.0.mean"], [plain.mean()], rtol=1e-6)
+    np.testing.assert_allclose(result.weights["layers.0.std"], [plain.std()], rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", [AlexNet, ResNet9])
+def test_the_larger_networks_learn_colour_photographs_of_one_colour(network: type[nn.Module]) -> None:
+    y = np.arange(96) % 3
+    x = np.random.default_rng(0).integers(0, 100, (96, 16, 16, 3))
+    x[np.arange(96), :, :, y] += 100
+    rows = Rows(x.astype(np.uint8), y)
+    result = trained(lambda: network((16, 16, 3), 3), (rows, rows), epochs=8, learning_rate=1e-3)
+    assert max(epoch.validation_accuracy for epoch in result.history) > 0.9
 
 
 def test_the_weights_are_those_of_the_best_epoch() -> None:
@@ -66,6 +92,80 @@ def test_every_epoch_is_told_in_order() -> None:
     assert tuple(told) == result.history
     assert [epoch.number for epoch in told] == [1, 2, 3, 4, 5]
     assert all(epoch.learning_rate == 0.03 and 0 < epoch.seconds < result.seconds for epoch in told)
+
+
+def test_an_epoch_tells_recall_by_class_and_memory() -> None:
+    rows, validation = iris_rows()
+    none = validation.y != 1
+    result = trained(lambda: MLP(4, 4), (rows, Rows(validation.x[none], validation.y[none])), epochs=2)
+    module = MLP(4, 4).eval()
+    module.load_state_dict(result.weights)
+    with torch.no_grad():
+        found = module(torch.tensor(validation.x)).argmax(dim=1).numpy()
+    share = {label: float((found[validation.y == label] == label).mean()) for label in (0, 2)}
+    epoch = result.history[result.best_epoch - 1]
+    assert epoch.validation_recall == (share[0], None, share[2], None)
+    assert epoch.validation_accuracy == pytest.approx((found == validation.y)[none].mean())
+    assert 50e6 < epoch.peak_memory_bytes < 100e9
+
+
+def test_a_large_validation_set_is_scored_whole() -> None:
+    rows, validation = iris_rows()
+    many = Rows(np.tile(validation.x, (50, 1)), np.tile(validation.y, 50))
+    one, other = trained(rows=(rows, validation)), trained(rows=(rows, many))
+    assert [each.validation_loss for each in one.history] == pytest.approx(
+        [each.validation_loss for each in other.history], rel=1e-5
+    )
+    assert [each.validation_recall for each in one.history] == [each.validation_recall for each in other.history]
+
+
+def test_a_schedule_is_followed_step_by_step() -> None:
+    result = trained(learning_rate_schedule="cosine", learning_rate=0.1, warmup_epochs=1)
+    rates = [epoch.learning_rate for epoch in result.history]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates == sorted(rates, reverse=True)
+    assert 0 < rates[-1] < 0.002
+    assert weights_digest(result.weights) != weights_digest(trained(learning_rate=0.1).weights)
+
+
+def test_smoothed_labels_are_for_training_alone() -> None:
+    plain, smooth = trained(epochs=60), trained(epochs=60, label_smoothing=0.3)
+    assert smooth.history[-1].train_loss > 0.5 > plain.history[-1].train_loss
+    assert smooth.history[-1].validation_loss < smooth.history[-1].train_loss - 0.1
+
+
+def test_a_gradient_is_cut_to_its_norm() -> None:
+    # far below AdamW's epsilon, what is left of the gradient moves nothing
+    still = trained(gradient_clip=1e-15, weight_decay=0.0, epochs=1)
+    torch.manual_seed(SHORT.seed)
+    torch.testing.assert_close(still.weights["layers.1.weight"], MLP(4, 3).layers[1].weight.detach(), atol=1e-6, rtol=0)
+    assert weights_digest(trained(gradient_clip=1e9).weights) == weights_digest(trained().weights)
+
+
+def test_augmentation_varies_training_images_and_no_others() -> None:
+    seen: dict[bool, list[torch.Tensor]] = {True: [], False: []}
+
+    class Watching(SmallCNN):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen[self.training].append(x.clone())
+            return super().forward(x)
+
+    rows, validation = digits_images()
+    augmentation = Augmentation(flip=True, crop=1, erase=2)
+    trained(lambda: Watching((8, 8, 1), 10), (rows, validation), epochs=2, augmentation=augmentation)
+    first, second = (torch.cat(seen[True][start : start + 16]) for start in (0, 16))
+    originals = {image.tobytes() for image in rows.x}
+    assert sum(image.numpy().tobytes() in originals for image in first) < 50
+    assert first.dtype == torch.uint8
+    assert {image.numpy().tobytes() for image in first} != {image.numpy().tobytes() for image in second}
+    assert torch.equal(torch.cat(seen[False][1:])[-200:], torch.tensor(validation.x))
+
+
+def test_augmentation_that_cannot_be_done_is_refused() -> None:
+    with pytest.raises(TrainingError, match=r"for images, .*, and these rows are float32 \(120, 4\): take it out"):
+        trained(augmentation=Augmentation(flip=True))
+    with pytest.raises(TrainingError, match=r"needs crop and erase below 8, .* not 8 and 0"):
+        trained(small, digits_images(), augmentation=Augmentation(crop=8))
 
 
 def test_the_scale_is_fitted_on_the_training_rows_only() -> None:
@@ -97,33 +197,81 @@ def test_seeded_randomness_of_python_and_numpy_is_fixed_too() -> None:
 ROOT = Path(__file__).parents[2]  # where a child process finds the tests' problems
 PROGRAM = """
 import sys
+from mlops_assets.training.architectures import MLP, SmallCNN
 from mlops_assets.training.config import TrainingConfig
 from mlops_assets.training.export import weights_digest
 from mlops_assets.training.trainer import train
-from mlops_assets_tests.training.problems import Digits, digits_rows
-config = TrainingConfig(epochs=3, accelerator="cpu", threads=2)
-result = train(Digits, *digits_rows(), config)
-print(weights_digest(result.weights))
-train(Digits, *digits_rows(), config.model_copy(update={"precision": "bf16-mixed"}))
+from mlops_assets_tests.training.problems import digits_images, iris_rows
+network = lambda: SmallCNN((8, 8, 1), 10, dropout=0.2)
+for threads in (1, 2):
+    config = TrainingConfig(epochs=3, accelerator="cpu", threads=threads)
+    varied = TrainingConfig(**{**config.model_dump(), "augmentation": {"flip": True, "crop": 1, "erase": 2}})
+    print(weights_digest(train(lambda: MLP(4, 3, dropout=0.2), *iris_rows(), config).weights))
+    print(weights_digest(train(network, *digits_images(), varied).weights))
+train(network, *digits_images(), config.model_copy(update={"precision": "bf16-mixed"}))
 """
+
+
+def child(program: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_same_weights_bit_for_bit_and_print_nothing_else() -> None:
-    ran = [
-        subprocess.run(
-            [sys.executable, "-W", "error", "-c", PROGRAM],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        for _ in range(2)
-    ]
+    ran = [child(PROGRAM, PYTHONWARNINGS="error") for _ in range(2)]
     assert [each.stderr for each in ran] == ["", ""]
     assert ran[0].stdout == ran[1].stdout
-    assert len(ran[0].stdout) == 33
+    assert [len(line) for line in ran[0].stdout.splitlines()] == [32] * 4
+
+
+def test_it_is_said_how_far_a_training_repeats_itself() -> None:
+    capability = torch.backends.cpu.get_cpu_capability()
+    assert trained().reproducible == f"bit for bit on {capability} with 1 thread, on the same kind of CPU"
+    assert f"{capability} with 2 threads" in trained(threads=2).reproducible
+
+
+COMPILING = """
+from mlops_assets.training.architectures import MLP
+from mlops_assets.training.config import TrainingConfig
+from mlops_assets.training.export import weights_digest
+from mlops_assets.training.trainer import TrainingError, train
+from mlops_assets_tests.training.problems import iris_rows
+config = TrainingConfig(epochs=3, batch_size=50, accelerator="cpu", compile=True)
+try:
+    result = train(lambda: MLP(4, 3), *iris_rows(), config)
+except TrainingError as error:
+    print(error)
+else:
+    plain = train(lambda: MLP(4, 3), *iris_rows(), config.model_copy(update={"compile": False}))
+    print(*result.weights)
+    print(result.reproducible)
+    print(abs(result.history[-1].validation_loss - plain.history[-1].validation_loss) < 1e-3)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_learns_alike_under_its_own_names(tmp_path: Path) -> None:
+    ran = child(COMPILING, TORCHINDUCTOR_CACHE_DIR=str(tmp_path))
+    names, said, alike = ran.stdout.splitlines()
+    assert names.split() == list(MLP(4, 3).state_dict())
+    assert said.endswith("the code that torch.compile makes depends on this machine's compiler too")
+    assert alike == "True"
+
+
+@pytest.mark.slow
+def test_without_a_compiler_the_remedy_is_told(tmp_path: Path) -> None:
+    ran = child(COMPILING, TORCHINDUCTOR_CACHE_DIR=str(tmp_path), CXX=str(tmp_path / "none"))
+    assert ran.stdout.startswith("torch.compile cannot compile MLP (No working C++ compiler found"), ran.stderr
+    assert ran.stdout.endswith("install a C++ compiler, such as g++, or set compile to false.\n")
 
 
 def test_the_callers_state_is_put_back_even_after_a_failure() -> None:
@@ -132,7 +280,7 @@ def test_the_callers_state_is_put_back_even_after_a_failure() -> None:
     def state() -> tuple[object, ...]:
         torch_state = torch.get_rng_state().tolist()
         return (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch_state, random.getstate(),
-                np.random.get_state()[1].tolist())  # fmt: skip
+                torch.utils.deterministic.fill_uninitialized_memory, np.random.get_state()[1].tolist())  # fmt: skip
 
     before = state()
     trained(threads=threads + 1)
@@ -240,7 +388,8 @@ def test_arrays_that_must_not_be_written_are_taken() -> None:
 @pytest.mark.parametrize(
     ("x", "y", "says"),
     [
-        (np.zeros((3, 2)), np.zeros(3, np.int64), "must be float32"),
+        (np.zeros((3, 2)), np.zeros(3, np.int64), "must be float32, or uint8 if they are images"),
+        (np.zeros((3, 2, 2), np.uint8), np.zeros(3, np.int64), r"must be \(n, height, width, channels\)"),
         (np.zeros((3, 2), np.float32), np.zeros(3, np.int32), "must be float32"),
         (np.zeros((3, 2), np.float32), np.zeros(2, np.int64), "do not pair up"),
         (np.zeros(3, np.float32), np.zeros(3, np.int64), "do not pair up"),
@@ -258,6 +407,9 @@ def test_rows_that_do_not_go_together_are_refused() -> None:
     rows, validation = iris_rows()
     with pytest.raises(TrainingError, match="rows of one shape"):
         trained(rows=(rows, Rows(validation.x[:, :3], validation.y)))
+    images = Rows(np.zeros((2, 1, 1, 4), np.uint8), np.zeros(2, np.int64))
+    with pytest.raises(TrainingError, match="uint8"):
+        trained(rows=(images, Rows(images.x.astype(np.float32), images.y)))
     with pytest.raises(TrainingError, match="at least 2 training rows"):
         trained(rows=(Rows(rows.x[:1], rows.y[:1]), validation))
 

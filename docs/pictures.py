@@ -1,0 +1,95 @@
+"""Take the README's pictures: the demo in a home of its own, real servers, and a browser without a window.
+
+    .venv/bin/python docs/pictures.py
+
+needs Chromium (or Chrome: `CHROMIUM=google-chrome`) and two minutes. The pictures go beside this file; look at them
+before they are committed.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from urllib.request import urlopen
+
+HERE = Path(__file__).resolve().parent
+MLOPS = str(Path(sys.executable).with_name("mlops"))
+CHROMIUM = os.environ.get("CHROMIUM", "chromium")
+COLOURS = 128
+"""The pages have few colours, and a palette makes the files four times smaller."""
+
+PAGES = {
+    "graph.png": ("{dagster}/asset-groups/digits", 1500, 560),
+    "lineage.png": ("{dagster}/locations/mlops_assets/asset-groups/iris/lineage", 1500, 640),
+    "dataset.png": ("{dagster}/assets/digits/dataset?view=overview", 1500, 1180),
+    "champion.png": ("{dagster}/assets/iris/champion?view=overview", 1500, 1180),
+    "mlflow.png": ("{run}", 1500, 1000),
+}
+
+
+def main() -> None:
+    """Run the demo, start the servers, and take each page."""
+    with tempfile.TemporaryDirectory() as folder:
+        dagster, mlflow = free_ports()
+        home = Path(folder, "home")
+        environment = {
+            **os.environ,
+            "MLOPS_HOME": str(home),
+            "MLOPS_DAGSTER_PORT": str(dagster),
+            "MLOPS_MLFLOW_PORT": str(mlflow),
+        }
+        told = subprocess.run([MLOPS, "demo"], env=environment, check=True, capture_output=True, text=True).stdout
+        run = [line.split()[-1] for line in told.splitlines() if "MLflow run http" in line][-1]
+        servers = subprocess.Popen([MLOPS, "up"], env=environment, stdout=subprocess.DEVNULL)
+        try:
+            places = {"dagster": f"http://127.0.0.1:{dagster}", "run": run}
+            for address in (f"{places['dagster']}/server_info", f"http://127.0.0.1:{mlflow}/health"):
+                wait_for(address)
+            for name, (page, width, height) in PAGES.items():
+                take(page.format(**places), HERE / name, width, height, Path(folder, "browser"))
+                print(f"took {name}")
+        finally:
+            servers.terminate()
+            servers.wait(60)
+
+
+def take(address: str, target: Path, width: int, height: int, profile: Path) -> None:
+    """Photograph a page when it has had time to load its data."""
+    from PIL import Image
+
+    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+    command += [f"--user-data-dir={profile}", f"--window-size={width},{height}", "--force-color-profile=srgb"]
+    command += ["--virtual-time-budget=30000", f"--screenshot={target}", address]
+    subprocess.run(command, check=True, capture_output=True, timeout=180)
+    picture = Image.open(target).convert("RGB").quantize(colors=COLOURS)
+    picture.save(target, optimize=True)
+
+
+def wait_for(address: str, seconds: float = 90) -> None:
+    """Wait until a server answers."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            with urlopen(address, timeout=5):
+                return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+
+def free_ports() -> tuple[int, int]:
+    """Two ports that nobody listens on."""
+    with socket.socket() as one, socket.socket() as two:
+        for each in (one, two):
+            each.bind(("127.0.0.1", 0))
+        return one.getsockname()[1], two.getsockname()[1]
+
+
+if __name__ == "__main__":
+    main()
