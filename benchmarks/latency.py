@@ -130,7 +130,7 @@ def _platform() -> Iterator[Side]:
         with project.serving([*MLOPS, "up"], urls, "up"), project.instance() as instance:
             key = dg.AssetKey(["iris", "features"])
             wait_for(lambda: events.materialized(instance, key, 0), "the first run")
-            yield Side(instance, key, "iris_rematerialize", {"sensor": by_sensor, "push": by_push})
+            yield Side(instance, key, "rematerialize", {"sensor": by_sensor, "push": by_push})
 
 
 def _commit_and_push(project: Project, table: str) -> float:

@@ -19,7 +19,6 @@ from mlops_assets.assets.features import build_features
 from mlops_assets.assets.model import build_model
 from mlops_assets.pipeline import Pipeline
 from mlops_assets.provenance import PIPELINE_TAG, job_name
-from mlops_assets.sensors.rematerialize import build_rematerialize
 from mlops_assets.sensors.retrain import build_retrain
 from mlops_assets.spec import NAME_PATTERN, PipelineSpec, SpecError
 
@@ -45,6 +44,10 @@ class ModelPipeline(dg.Component):
         folder = Path(context.path)
         if not NAME_PATTERN.fullmatch(folder.name):
             raise SpecError(f"{folder}: a pipeline's folder is named by lower-case letters, digits and underscores")
+        if folder.parent != Path(context.defs_module_path):
+            raise SpecError(
+                f"{folder}: a pipeline's folder lies directly below {context.defs_module_path}; move it there"
+            )
         return cls(Pipeline.load(folder))
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:  # noqa: ARG002  Dagster calls it by name
@@ -74,6 +77,5 @@ def pipeline_definitions(pipeline: Pipeline) -> dg.Definitions:
         assets=[one for one in assets if one not in checks],
         asset_checks=checks,
         jobs=[job],
-        sensors=[build_rematerialize(pipeline)],
         schedules=schedules,
     )

@@ -6,9 +6,11 @@ from pathlib import Path
 import dagster as dg
 
 from mlops_assets.home import refuse_without_dagster_home
+from mlops_assets.pipeline import pipeline_folders
 from mlops_assets.resources.mlflow import MLflowResource
 from mlops_assets.resources.oxen import OxenResource
 from mlops_assets.resources.store import StoreResource
+from mlops_assets.sensors.rematerialize import build_rematerialize
 from mlops_assets.sensors.run_status import build_run_status
 from mlops_assets.settings import settings
 
@@ -20,7 +22,9 @@ warnings.filterwarnings("ignore", "(Function `observable_source_asset`|Parameter
 def defs() -> dg.Definitions:
     """Load every pipeline; nothing heavy is imported before a run needs it."""
     refuse_without_dagster_home()
-    return dg.Definitions.merge(dg.load_from_defs_folder(path_within_project=Path(__file__).parent), platform())
+    loaded = dg.load_from_defs_folder(path_within_project=Path(__file__).parent)
+    rematerialize = build_rematerialize(pipeline_folders(), list(loaded.jobs or ()))
+    return dg.Definitions.merge(loaded, dg.Definitions(sensors=[rematerialize]), platform())
 
 
 def platform() -> dg.Definitions:

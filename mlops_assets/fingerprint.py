@@ -94,8 +94,7 @@ class _Module:
 
 def _parsed(path: Path) -> _Module:
     try:
-        status = path.stat()
-        return _parse(path, status.st_mtime_ns, status.st_size)
+        return _parse(path.read_bytes())
     except FileNotFoundError:
         raise SourceError(f"{path} does not exist; create it or correct its name in defs.yaml") from None
     except OSError as error:
@@ -104,11 +103,13 @@ def _parsed(path: Path) -> _Module:
         raise SourceError(f"{path}:{error.lineno}: not valid Python: {error.msg}") from None
     except (UnicodeDecodeError, ValueError) as error:
         raise SourceError(f"{path}: not a Python source file in UTF-8 ({error})") from None
+    except (RecursionError, MemoryError):  # what Python's parser says of too long a nesting
+        raise SourceError(f"{path}: an expression nests too deeply; split it") from None
 
 
 @lru_cache(maxsize=4096)
-def _parse(path: Path, _mtime: int, _size: int) -> _Module:
-    tree = ast.parse(path.read_bytes(), filename=str(path))
+def _parse(content: bytes) -> _Module:
+    tree = ast.parse(content)
     imports = tuple(_imports(tree))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

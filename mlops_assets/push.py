@@ -125,14 +125,14 @@ def _launch(now: Assessment, here: Settings) -> str | None:
 
 
 def _request(now: Assessment) -> dict[str, Any]:
-    from mlops_assets.provenance import job_name
+    from mlops_assets.provenance import SENSOR, job_name
 
     name = now.pipeline.name
     tags = {
         **now.tags,
         LAUNCHED_BY_TAG: "push",
         RUN_KEY_TAG: now.run_key,
-        SENSOR_TAG: f"{name}_rematerialize",
+        SENSOR_TAG: SENSOR,
     }
     params = {
         "selector": {

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
 
-from mlops_assets.provenance import PIPELINE_TAG, asset_key
+from mlops_assets.pipeline import STAGES
+from mlops_assets.provenance import PIPELINE_TAG, asset_key, latest_metadata
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,17 @@ class ChampionFacts:
 
 def champion_facts(instance: dg.DagsterInstance, pipeline: str) -> ChampionFacts | None:
     """The champion as its last materialization tells; None when the gate never decided."""
-    event = instance.get_latest_materialization_event(asset_key(pipeline, "champion"))
-    materialization = event.asset_materialization if event else None
-    if event is None or materialization is None:
-        return None
-    values: dict[str, Any] = {name: value.value for name, value in materialization.metadata.items()}
+    return all_champion_facts(instance, [pipeline]).get(pipeline)
+
+
+def all_champion_facts(instance: dg.DagsterInstance, pipelines: Sequence[str]) -> dict[str, ChampionFacts]:
+    """`champion_facts` of the pipelines whose gate has decided, by name."""
+    found = latest_metadata(instance, [asset_key(name, "champion") for name in pipelines])
+    return {name: _champion(metadata) for name, metadata in zip(pipelines, found, strict=True) if metadata}
+
+
+def _champion(metadata: Mapping[str, dg.MetadataValue[Any]]) -> ChampionFacts:
+    values: dict[str, Any] = {name: value.value for name, value in metadata.items()}
     return ChampionFacts(
         version=int(values.get("champion", 0)),
         outcome=str(values.get("outcome", "")),
@@ -57,9 +65,26 @@ def champion_line(instance: dg.DagsterInstance, pipeline: str) -> str:
 
 
 def last_run(instance: dg.DagsterInstance, pipeline: str) -> dg.DagsterRun | None:
-    """The newest run that the platform asked for."""
-    runs = instance.get_runs(dg.RunsFilter(tags={PIPELINE_TAG: pipeline}), limit=1)
-    return runs[0] if runs else None
+    """The newest run that touches the pipeline, whoever asked for it."""
+    return last_runs(instance, [pipeline]).get(pipeline)
+
+
+def last_runs(instance: dg.DagsterInstance, pipelines: Collection[str]) -> dict[str, dg.DagsterRun]:
+    """`last_run` of the pipelines that have one, by name."""
+    owners = {asset_key(name, stage): name for name in pipelines for stage in STAGES}
+    touched: dict[str, set[str]] = {}
+    for record in instance.get_asset_records([*owners]):
+        # The run that last planned to make the asset: also one that nobody tagged, started by hand from the UI.
+        if record.asset_entry.last_run_id:
+            touched.setdefault(record.asset_entry.last_run_id, set()).add(owners[record.asset_entry.asset_key])
+    newest: dict[str, dg.DagsterRun] = {}
+    for run in instance.get_runs(dg.RunsFilter(run_ids=[*touched])) if touched else []:  # the newest first
+        for name in touched[run.run_id]:
+            newest.setdefault(name, run)
+    for name in set(pipelines) - set(newest):  # an asset that was wiped has no last run any more
+        for run in instance.get_runs(dg.RunsFilter(tags={PIPELINE_TAG: name}), limit=1):
+            newest[name] = run
+    return newest
 
 
 def made_by(instance: dg.DagsterInstance, run_id: str) -> dict[dg.AssetKey, tuple[str, str]]:

@@ -15,10 +15,11 @@ from mlops_assets.home import open_instance
 from mlops_assets.oxen.repository import Repository
 from mlops_assets.oxen.tree import Commit
 from mlops_assets.pipeline import DEFS, Pipeline
-from mlops_assets.provenance import job_name
+from mlops_assets.provenance import SENSOR, job_name
 from mlops_assets.resources.mlflow import MLflowResource
 from mlops_assets.resources.oxen import OxenResource
 from mlops_assets.resources.store import StoreResource
+from mlops_assets.sensors.rematerialize import build_rematerialize
 from mlops_assets.settings import Settings
 from mlops_assets.tracking.runs import Tracking
 
@@ -52,8 +53,10 @@ class Loop:
         }
 
     def definitions(self) -> dg.Definitions:
-        platform = dg.Definitions(resources=self.resources, executor=dg.in_process_executor)
-        return dg.Definitions.merge(pipeline_definitions(Pipeline.load(self.folder)), platform)
+        pipeline = pipeline_definitions(Pipeline.load(self.folder))
+        sensor = build_rematerialize([self.folder], list(pipeline.jobs or ()))
+        platform = dg.Definitions(sensors=[sensor], resources=self.resources, executor=dg.in_process_executor)
+        return dg.Definitions.merge(pipeline, platform)
 
     def commit(self, table: pl.DataFrame | bytes, message: str = "change") -> Commit | None:
         self.repository.init()
@@ -69,27 +72,24 @@ class Loop:
         """Evaluate the real sensor, as the daemon would; a request, or why there is none."""
         definitions = self.definitions()
         result = self.evaluate(definitions)
-        if isinstance(result, dg.SkipReason):
-            return str(result.skip_message)
         self.cursor = result.cursor
         for event in result.asset_events:
             self.instance.report_runless_asset_event(event)
         if not result.run_requests:
-            return str(
-                result.skip_reason.skip_message if isinstance(result.skip_reason, dg.SkipReason) else result.skip_reason
-            )
+            assert isinstance(result.skip_reason, dg.SkipReason)
+            return str(result.skip_reason.skip_message)
         (request,) = result.run_requests
         if request.run_key in self.run_keys:
             return "asked for before"
         self.run_keys.add(request.run_key)
         return request
 
-    def evaluate(self, definitions: dg.Definitions) -> dg.SensorResult | dg.SkipReason:
+    def evaluate(self, definitions: dg.Definitions) -> dg.SensorResult:
         """Call the sensor of a code location that may have been loaded before the files changed."""
-        context = dg.build_sensor_context(
-            instance=self.instance, cursor=self.cursor, resources={"oxen": self.resources["oxen"]}
-        )
-        return definitions.get_repository_def().get_sensor_def(f"{self.name}_rematerialize")(context)
+        context = dg.build_sensor_context(instance=self.instance, cursor=self.cursor)
+        result = definitions.get_repository_def().get_sensor_def(SENSOR)(context)
+        assert isinstance(result, dg.SensorResult)
+        return result
 
     def run(
         self, selection: list[dg.AssetKey] | None = None, tags: Mapping[str, str] | None = None

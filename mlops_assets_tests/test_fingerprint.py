@@ -1,5 +1,6 @@
 """Code versions change with the program, and never with its looks."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -120,3 +121,18 @@ def test_a_recipe_is_its_asset_code_and_inputs() -> None:
     others = [Recipe("x/model", "c", {"features": "d"}), Recipe("iris/model", "e", {"features": "d"})]
     others += [Recipe("iris/model", "c", {"features": "e"}), Recipe("iris/model", "c", {})]
     assert len({recipe.key, *(other.key for other in others)}) == 5
+
+
+def test_an_edit_counts_that_leaves_the_file_its_size_and_time(root: Path) -> None:
+    before, file = version(root), root / "flowers" / "helpers.py"
+    status = file.stat()
+    file.write_text(HELPERS.replace("2", "3"))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert file.stat().st_size == status.st_size
+    assert version(root) != before
+
+
+def test_an_expression_that_no_parser_takes_is_named(root: Path) -> None:
+    (root / "flowers" / "helpers.py").write_text("x = " + "-" * 20_000 + "1\n")
+    with pytest.raises(SourceError, match=r"helpers\.py: an expression nests too deeply"):
+        version(root)

@@ -227,9 +227,9 @@ def test_a_tick_says_what_keeps_it_from_deciding(loop: Loop) -> None:
     good = (loop.folder / "defs.yaml").read_text()
     definitions = loop.definitions()
     (loop.folder / "defs.yaml").write_text(good.replace("target:", "targt:"))
-    result = loop.evaluate(definitions)
-    assert isinstance(result, dg.SkipReason)
-    assert "did you mean 'target'" in str(result.skip_message)
+    told = loop.evaluate(definitions).skip_reason
+    assert isinstance(told, dg.SkipReason)
+    assert "did you mean 'target'" in str(told.skip_message)
 
 
 def test_nothing_is_asked_for_while_a_run_is_under_way(loop: Loop) -> None:

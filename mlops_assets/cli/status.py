@@ -13,8 +13,11 @@ from mlops_assets.errors import MlopsError
 from mlops_assets.home import ensure_home, open_instance
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import dagster as dg
 
+    from mlops_assets.assessment import Assessment
     from mlops_assets.settings import Settings
 
 
@@ -28,47 +31,42 @@ def status(
     here = ensure_home()
     from mlops_assets.pipeline import find_pipeline, pipeline_folders
 
-    names = [find_pipeline(name).name] if name else [folder.name for folder in pipeline_folders()]
-    if not names:
+    folders = [find_pipeline(name).folder] if name else pipeline_folders()
+    if not folders:
         out.print("no pipelines yet; `mlops new NAME` writes one")
         return
-    table = Table("pipeline", "data", "state", "champion", "accuracy", "last run")
     with open_instance(here) as instance:
-        for each in names:
-            table.add_row(*_row(each, here, instance))
-    out.print(table)
+        out.print(_table(folders, here, instance))
 
 
-def _row(name: str, here: Settings, instance: dg.DagsterInstance) -> list[str]:
-    from mlops_assets.report import champion_facts, last_run
+def _table(folders: list[Path], here: Settings, instance: dg.DagsterInstance) -> Table:
+    from mlops_assets.assessment import active_runs, assess
+    from mlops_assets.report import all_champion_facts, last_runs
 
-    commit, state = _state(name, here, instance)
-    facts, run = champion_facts(instance, name), last_run(instance, name)
-    return [
-        f"[bold]{name}[/bold]",
-        commit,
-        state,
-        f"version {facts.version}" if facts and facts.version else "none",
-        escape(facts.figures) if facts else "",
-        f"{run.run_id[:8]} {run.status.value.lower()}" if run else "none",
-    ]
+    names = [folder.name for folder in folders]
+    champions, runs = all_champion_facts(instance, names), last_runs(instance, names)
+    running = active_runs(instance, names)
+    table = Table("pipeline", "data", "state", "champion", "accuracy", "last run")
+    for name, now in assess(folders, here.repository, instance).items():
+        facts, run = champions.get(name), runs.get(name)
+        table.add_row(
+            f"[bold]{name}[/bold]",
+            *_state(now, running.get(name)),
+            f"version {facts.version}" if facts and facts.version else "none",
+            escape(facts.figures) if facts else "",
+            f"{run.run_id[:8]} {run.status.value.lower()}" if run else "none",
+        )
+    return table
 
 
-def _state(name: str, here: Settings, instance: dg.DagsterInstance) -> tuple[str, str]:
+def _state(now: Assessment | MlopsError, running: dg.DagsterRun | None) -> tuple[str, str]:
     """The data's commit, and what is stale."""
-    from mlops_assets.assessment import Assessment, active_run
-    from mlops_assets.pipeline import find_pipeline
-
-    try:
-        pipeline = find_pipeline(name)
-        now = Assessment.of(pipeline, here.repository(pipeline.repository), instance)
-    except MlopsError as error:
-        return "", f"[red]{escape(str(error))}[/red]"
+    if isinstance(now, MlopsError):
+        return "", f"[red]{escape(str(now))}[/red]"
     commit = f"{now.head.commit.id[:8]}\n{escape(now.head.commit.message)}"
     lines = [f"[yellow]{stage}[/yellow]: {escape(why)}" for stage, why in now.plan.stale.items()]
     if now.plan.blocked:
         lines.append(f"[red]blocked[/red]: {escape(now.plan.blocked)}")
-    running = active_run(instance, name)
     if running:
         lines.insert(0, f"[blue]run {running.run_id[:8]} is {running.status.value.lower()}[/blue]")
     return commit, "\n".join(lines) or "[green]up to date[/green]"

@@ -7,6 +7,7 @@ here: what the operations do (``worker``).
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import json
 import os
@@ -18,8 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from mlops_assets.oxen import errors, worker
-from mlops_assets.oxen.errors import OperationTimeout, OxenError, StoreCorrupt
+from mlops_assets.oxen.errors import NotWritable, OperationTimeout, OxenError, StoreCorrupt
+from mlops_assets.oxen.work import LOCKED
 
+_FOREIGN_LOCK_SECONDS = 10.0  # how long a program outside this package is waited for
+_UNWRITABLE = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM]
 _DAMAGE = {signal.SIGBUS, signal.SIGSEGV, signal.SIGILL, signal.SIGABRT}
 _GRACE = 5.0  # the worker's own alarm comes after ours, and counts only when this process is gone
 
@@ -48,6 +52,7 @@ def call(operation: str, store: Path, *, seconds: float, payload: bytes = b"", *
             "seconds": seconds + _GRACE,
             "sys_path": [entry for entry in sys.path if entry] + [str(Path(__file__).parents[2])],
             "extension": _extension(),
+            "foreign_seconds": _FOREIGN_LOCK_SECONDS,
         }
     ).encode()
     process = subprocess.Popen(
@@ -77,7 +82,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def _timeout_text(operation: str, store: Path, seconds: float, out: bytes) -> str:
-    if operation != "heads" and worker.LOCKED.encode() not in out:
+    if operation != "heads" and LOCKED.encode() not in out:
         return (
             f"{store.parent} was locked by another writer for {seconds:g} s while '{operation}' waited; "
             "wait for it to end, or allow a longer timeout."
@@ -97,6 +102,12 @@ def _answer(operation: str, store: Path, code: int, out: bytes, err: bytes) -> A
     known = getattr(errors, kind, None)
     if isinstance(known, type) and issubclass(known, OxenError):
         raise known(text if str(store.parent) in text else f"{store.parent}: {text}")
+    reason = next((os.strerror(number) for number in _UNWRITABLE if os.strerror(number) in text), "")
+    if reason:  # from Python, Rust, RocksDB and LMDB alike, which have no more in common than the system's words
+        raise NotWritable(
+            f"'{operation}' cannot write to {store.parent} ({reason}); free space or mend the rights and try again: "
+            "what was committed before is intact."
+        )
     raise OxenError(
         f"'{operation}' on {store.parent} failed in Oxen ({kind}: {text}); mend what it names and try again."
     )

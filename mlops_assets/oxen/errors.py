@@ -6,6 +6,8 @@ what to do about it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mlops_assets.errors import MlopsError
 
 
@@ -39,6 +41,22 @@ class RepositoryBusy(OxenError):
 
 class OperationTimeout(OxenError):
     """An operation did not end in its time and was killed."""
+
+
+class NotWritable(OxenError):
+    """A repository cannot be written: its disk is full, or the right to is missing."""
+
+
+class MergeConflict(OxenError):
+    """Two branches have changed the same files differently; nothing was merged.
+
+    Attributes:
+        paths: Those files, sorted.
+    """
+
+    def __init__(self, text: str, paths: Sequence[str] = ()) -> None:
+        super().__init__(text)
+        self.paths = tuple(paths)
 
 
 class StoreCorrupt(OxenError):

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import xxhash
 
 from mlops_assets.oxen.errors import InputChanged, UnsafePath
+from mlops_assets.oxen.work import ASIDE
 
 _BRANCH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 _LIKE_AN_ID = re.compile(r"[0-9a-f]{7,32}")
@@ -76,6 +77,8 @@ def checked_branch(name: str) -> str:
         raise UnsafePath(
             f"{name!r} is no valid branch name; use letters, digits, '.', '_', '-' and '/', beginning with a letter."
         )
+    if name.startswith(ASIDE):
+        raise UnsafePath(f"the branch name {name!r} begins with {ASIDE!r}, which is not for use; choose another one.")
     if _LIKE_AN_ID.fullmatch(name):
         raise UnsafePath(f"the branch name {name!r} looks like a commit id; choose another one.")
     return name
@@ -101,13 +104,14 @@ def sources(files: Mapping[str, Path | bytes]) -> list[Source]:
                 raise UnsafePath(f"the path {source.path!r} is given twice; give it once.")
             found[source.path] = source
     for path in found:
-        for parent in _parents(path):
+        for parent in directories(path):
             if parent in found:
                 raise UnsafePath(f"{parent!r} is given as a file and, by {path!r}, as a directory; rename one of them.")
     return list(found.values())
 
 
-def _parents(path: str) -> Iterator[str]:
+def directories(path: str) -> Iterator[str]:
+    """Yield the directories above a path, the nearest first, without the root."""
     while "/" in path:
         path = path.rpartition("/")[0]
         yield path

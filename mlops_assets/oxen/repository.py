@@ -7,29 +7,40 @@ the content store (``cache``) directly. A repository needs no working copy, and 
 
 from __future__ import annotations
 
-import hashlib
-import re
-import shutil
-import tempfile
-import time
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final, NamedTuple
 
 from mlops_assets.oxen import cache as cache_
 from mlops_assets.oxen import child
+from mlops_assets.oxen.blobs import Blobs
 from mlops_assets.oxen.errors import (
-    OperationTimeout,
+    MergeConflict,
     RepositoryNotFound,
     RevisionNotFound,
     StoreCorrupt,
     TreeFormatError,
     UnsafePath,
 )
+from mlops_assets.oxen.fsck import Fsck, Progress, check, heal
+from mlops_assets.oxen.growth import Cleaned, Growth, Size, measure
 from mlops_assets.oxen.inputs import checked_branch, checked_path, sources
-from mlops_assets.oxen.tree import Commit, Entry, FileDiff, TableInfo, Tree, commit_id
+from mlops_assets.oxen.nodes import commit_id
+from mlops_assets.oxen.refs import Refs
+from mlops_assets.oxen.tree import Commit, Entry, FileDiff, TableInfo, Tree
 
-_REF_FILE = re.compile(r"CURRENT|IDENTITY|(MANIFEST|OPTIONS)-\d+|\d+\.(log|sst)")  # not LOCK and not RocksDB's own log
+DAY: Final = 24 * 3600.0
+_SHOWN = 5
+
+
+class Branch(NamedTuple):
+    """A branch, its newest commit, and how many commits "main" has not (``ahead``) and has alone (``behind``)."""
+
+    name: str
+    head: Commit
+    ahead: int
+    behind: int
 
 
 class Repository:
@@ -47,7 +58,8 @@ class Repository:
         self.timeout = timeout
         self._store = self.path / ".oxen"
         self._tree = Tree(self._store)
-        self._known_heads: tuple[str, dict[str, str]] | None = None
+        self._blobs = Blobs(self._store)
+        self._refs = Refs(self._store)
 
     def __repr__(self) -> str:
         return f"Repository({str(self.path)!r})"
@@ -100,9 +112,7 @@ class Repository:
             RepositoryBusy: A program outside this package holds the repository.
             OperationTimeout: It took too long; whether the commit was made must be looked up in the log.
         """
-        for what, text in (("message", message), ("author", author), ("email", email)):
-            if not text.strip() or "\0" in text:
-                raise UnsafePath(f"the {what} of a commit must not be blank or contain NUL; give one.")
+        _refuse_blank(message=message, author=author, email=email)
         checked_branch(branch)
         removals = [checked_path(path) for path in remove]
         found = sources(files or {})
@@ -122,28 +132,31 @@ class Repository:
                 for each in found
             ],
         )
-        return None if done is None else self._tree.log(done, 1)[0]
+        return None if done is None else self._tree.commit(done)
 
     def heads(self) -> dict[str, str]:
         """Return the commit id that each branch points to."""
         self._require()
-        if not (self._store / "refs" / "CURRENT").exists():
-            if (self._store / "history").is_dir():
-                raise StoreCorrupt(f"{self.path} has commits but no branches; restore .oxen/refs from a backup.")
-            return {}
-        end = time.monotonic() + self.timeout
-        while True:
-            stamp = self.change_stamp()
-            if self._known_heads is not None and self._known_heads[0] == stamp:
-                return dict(self._known_heads[1])
-            with tempfile.TemporaryDirectory(prefix="mlops-oxen-") as view:
-                if self._copy_refs(Path(view) / ".oxen", stamp):
-                    heads: dict[str, str] = child.call("heads", self._store, seconds=self.timeout, view=view)
-                    self._known_heads = stamp, heads
-                    return dict(heads)
-            if time.monotonic() > end:
-                raise OperationTimeout(f"the branches of {self.path} never stood still; try again when it is idle.")
-            time.sleep(0.005)
+        return self._refs.heads(self.timeout)
+
+    def branches(self) -> list[Branch]:
+        """Return every branch with its newest commit, and how it stands to "main"; sorted by name.
+
+        Raises:
+            StoreCorrupt: A branch points to no commit.
+        """
+        heads = self.heads()
+        histories = {name: self.log(name) for name in sorted(heads)}
+        main = {commit.id for commit in histories.get("main", ())}
+        return [
+            Branch(
+                name,
+                log[0],
+                ahead=sum(commit.id not in main for commit in log),
+                behind=len(main - {commit.id for commit in log}),
+            )
+            for name, log in histories.items()
+        ]
 
     def create_branch(self, name: str, source: str = "main") -> None:
         """Create a branch at a branch or commit.
@@ -155,6 +168,75 @@ class Repository:
         """
         checked_branch(name)
         child.call("branch", self._store, seconds=self.timeout, name=name, commit=self.resolve(source))
+
+    def delete_branch(self, name: str, *, force: bool = False) -> None:
+        """Delete a branch.
+
+        Args:
+            name: The branch; "main" stays.
+            force: Whether it may have commits that no other branch has. They are lost with it, at the next clean-up.
+
+        Raises:
+            UnsafePath: It is "main".
+            RevisionNotFound: There is no such branch.
+            OxenError: It has commits that no other branch has.
+        """
+        if name == "main":
+            raise UnsafePath("the branch 'main' cannot be deleted: a repository begins with it; delete another one.")
+        self._require()
+        child.call("delete", self._store, seconds=self.timeout, name=name, force=force)
+
+    def merge(
+        self,
+        source: str,
+        into: str = "main",
+        message: str = "",
+        *,
+        author: str = "mlops",
+        email: str = "mlops@localhost",
+    ) -> Commit | None:
+        """Merge a branch into another: what changed on ``source`` since both last were one is changed on ``into``.
+
+        A branch that has no commits of its own is moved to the other's head; else there is a new commit with both heads
+        as parents, read back and held against the result computed from the trees. Files are merged whole.
+
+        Args:
+            source: The branch whose changes are wanted.
+            into: The branch that gets them.
+            message: Of the new commit; the default names the branches.
+            author: Name to record.
+            email: Address to record.
+
+        Returns:
+            The new head of ``into``, or None when it has all commits of ``source`` already.
+
+        Raises:
+            MergeConflict: Both have changed the same files differently; nothing was changed.
+            UnsafePath: A file of ``source`` takes the place of a directory of ``into``; nothing was changed.
+            RevisionNotFound: There is no such branch.
+            StoreCorrupt: A content to be merged is damaged; nothing was changed.
+        """
+        message = message or f"merge {source} into {into}"
+        _refuse_blank(message=message, author=author, email=email)
+        self._require()
+        done = child.call(
+            "merge",
+            self._store,
+            seconds=self.timeout,
+            source=checked_branch(source),
+            into=checked_branch(into),
+            message=message,
+            author=author,
+            email=email,
+        )
+        if paths := done["conflicts"]:
+            shown = ", ".join(paths[:_SHOWN]) + (f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else "")
+            raise MergeConflict(
+                f"{self.path}: {source!r} and {into!r} have each changed {shown} in their own way; commit the version "
+                "that is to hold to both branches, then merge again.",
+                paths,
+            )
+        return None if done["commit"] is None else self._tree.commit(done["commit"])
 
     def resolve(self, revision: str) -> str:
         """Return the full commit id of a branch, or of a full commit id.
@@ -209,58 +291,83 @@ class Repository:
             StoreCorrupt: Stored content is missing or does not have its hash.
         """
         base = checked_path(path)
-        tree = self._reading()
-        entries, digest = tree.entries(commit, base), tree.digest(commit, base)
-        return cache_.materialize(tree, entries, base=base, digest=digest, cache=cache)
+        digest, entries = self._reading().version(commit, base)
+        return cache_.materialize(self._blobs, entries, base=base, digest=digest, cache=cache)
 
     def read(self, entry: Entry) -> bytes:
-        """Return the content of one file, verified against its hash.
+        """Return the content of one file, verified, for the price of reading it.
 
         Raises:
             StoreCorrupt: It is missing or does not have its hash.
         """
-        import xxhash
+        return self._blobs.read(entry)
 
-        blob = self._tree.blob(entry.hash)
-        try:
-            data = blob.read_bytes()
-        except FileNotFoundError:
-            raise cache_.damaged(blob, entry, "is missing") from None
-        if xxhash.xxh3_128_digest(data) != bytes.fromhex(entry.hash):
-            raise cache_.damaged(blob, entry, "does not have its hash")
-        return data
+    def fsck(
+        self, revision: str | None = None, *, history: bool = False, progress: Progress = lambda _done, _total: None
+    ) -> Fsck:
+        """Read and hash everything that is committed, beside any reader and writer; damage is reported, not raised.
+
+        Args:
+            revision: A branch or a full commit id; None is the heads of all branches.
+            history: Whether all commits before these are read too. What they have in common is read once.
+            progress: Called with the bytes read so far and those in all.
+
+        Raises:
+            RevisionNotFound: There is no such revision.
+            StoreCorrupt: The branches themselves cannot be read.
+        """
+        heads = self.heads()
+        if revision is not None and revision not in heads:
+            heads = {revision: self.resolve(revision)}
+        elif revision is not None:
+            heads = {revision: heads[revision]}
+        return check(self._store, heads, history=history, progress=progress)
+
+    def heal(self, found: Fsck, cache: Path, given: Sequence[Path] = ()) -> Fsck:
+        """Put lost contents back from verified copies in a cache, or from files given; returns what is still wrong.
+
+        Args:
+            found: What ``fsck`` has found.
+            cache: The directory that was given to ``materialize``.
+            given: Files, and directories of files, that may hold lost contents, under whatever names.
+
+        Raises:
+            NotWritable: The content store cannot be written.
+        """
+        return heal(self._store, found, cache, given)
+
+    def growth(self) -> Growth:
+        """Count what the repository takes on disk, and what of it no branch needs.
+
+        Raises:
+            StoreCorrupt: The tree is damaged, so that it is not known what is needed.
+        """
+        return measure(self._store, self.heads().values())
+
+    def cleanup(self, older_than: float = DAY) -> Cleaned:
+        """Remove what killed writers left, and contents and commits that no branch reaches.
+
+        Writers wait meanwhile, so a content that is about to be committed is safe. What only a branch had that was
+        deleted by force is gone for good, its commit ids included.
+
+        Args:
+            older_than: Seconds; what was written later stays.
+
+        Raises:
+            StoreCorrupt: The tree is damaged, so that it is not known what is needed; nothing but half-written files of
+                killed writers was removed.
+            RepositoryBusy: A program outside this package holds the repository.
+        """
+        self._require()
+        done = child.call("cleanup", self._store, seconds=self.timeout, older_than=older_than)
+        return Cleaned(*(Size(*done[part]) for part in Cleaned._fields))
 
     def change_stamp(self) -> str:
         """Return a text that changes whenever any branch does, for the price of a few ``stat`` calls.
 
         It may change without need, as when a foreign program opens the repository; reading here never changes it.
         """
-        total = hashlib.sha256()
-        for item in sorted(self._ref_files(), key=lambda item: item.name):
-            try:
-                status = item.stat()
-            except FileNotFoundError:
-                total.update(f"{item.name} went\n".encode())
-            else:
-                total.update(f"{item.name} {status.st_ino} {status.st_size} {status.st_mtime_ns}\n".encode())
-        return total.hexdigest()[:32]
-
-    def _ref_files(self) -> list[Path]:
-        try:
-            return [item for item in (self._store / "refs").iterdir() if _REF_FILE.fullmatch(item.name)]
-        except FileNotFoundError:
-            return []
-
-    def _copy_refs(self, view: Path, stamp: str) -> bool:
-        """Copy the branches' database, which another process may be writing; False unless it stood still meanwhile."""
-        (view / "refs").mkdir(parents=True)
-        shutil.copyfile(self._store / "config.toml", view / "config.toml")
-        try:
-            for item in self._ref_files():
-                shutil.copyfile(item, view / "refs" / item.name)
-        except FileNotFoundError:
-            return False
-        return self.change_stamp() == stamp
+        return self._refs.stamp()
 
     def _require(self) -> None:
         try:
@@ -278,3 +385,9 @@ class Repository:
     def _reading(self) -> Tree:
         self._require()
         return self._tree
+
+
+def _refuse_blank(**texts: str) -> None:
+    for what, text in texts.items():
+        if not text.strip() or "\0" in text:
+            raise UnsafePath(f"the {what} of a commit must not be blank or contain NUL; give one.")

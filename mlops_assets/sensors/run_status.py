@@ -10,6 +10,7 @@ import dagster as dg
 
 from mlops_assets import liveness
 from mlops_assets.errors import MlopsError
+from mlops_assets.sensors.instance import instance_of
 from mlops_assets.settings import Settings, settings
 from mlops_assets.tracking.store import may_have_open_runs
 
@@ -99,7 +100,7 @@ def build_run_status() -> dg.SensorDefinition:
         description="Closes runs whose process is gone, in Dagster and in MLflow, so that a status tells the truth.",
     )
     def run_status(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        here, instance = settings(), context.instance
+        here, instance = settings(), instance_of(context)
         seen: dict[str, Any] = {"free": {}, "ended": 0.0, "retry": 0.0} | json.loads(context.cursor or "{}")
         told = [f"closed Dagster run {run_id[:8]}" for run_id in close_dead_runs(instance, here, seen["free"])]
         ended = _last_end(instance)

@@ -206,6 +206,7 @@ def _random_history(repo: Repository, seed: int, rounds: int) -> None:
     random_ = random.Random(seed)
     names = ["a", "b", "dir/a", "dir/b", "dir/sub/a", "dir/sub/b", *(f"many/{n}" for n in range(12))]
     model = {entry.path: entry.hash for entry in repo.entries("", repo.resolve("main"))}
+    history = {}
     for _ in range(rounds):
         files = {name: bytes(random_.choices(b"01", k=2)) for name in random_.sample(names, random_.randint(0, 14))}
         tops = sorted({prefix for path in model for prefix in (path, path.rpartition("/")[0], "dir", "many")})
@@ -217,8 +218,10 @@ def _random_history(repo: Repository, seed: int, rounds: int) -> None:
         commit = repo.commit(f"seed {seed}", files=files, remove=remove)
         assert (commit is None) == (wanted == model), (seed, files, remove)
         model = wanted
-        found = {entry.path: entry.hash for entry in repo.entries("", repo.resolve("main"))}
-        assert found == model, (seed, files, remove)
+        history[repo.resolve("main")] = model
+        for made, content in history.items():
+            found = {entry.path: entry.hash for entry in repo.entries("", made)}
+            assert found == content, (seed, files, remove)
 
 
 def test_random_histories_hold_what_was_asked(repo: Repository) -> None:

@@ -10,14 +10,15 @@ import pytest
 import xxhash
 
 from mlops_assets.oxen.errors import TreeFormatError
+from mlops_assets.oxen.nodes import FORMAT, TESTED_OXENAI
 from mlops_assets.oxen.pages import Snapshot
 from mlops_assets.oxen.repository import Repository
-from mlops_assets.oxen.tree import FORMAT, TESTED_OXENAI, Tree
+from mlops_assets.oxen.tree import Tree
 from mlops_assets_tests.oxen.conftest import TABLE
 
 WHAT_TO_DO = (
     f"oxenai {importlib.metadata.version('oxenai')} writes another on-disk format than {TESTED_OXENAI}: "
-    "teach mlops_assets/oxen/tree.py to read it beside the old one, or pin oxenai below this version"
+    "teach mlops_assets/oxen/nodes.py to read it beside the old one, or pin oxenai below this version"
 )
 
 

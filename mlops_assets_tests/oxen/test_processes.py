@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mlops_assets.oxen import child, worker
+from mlops_assets.oxen import child
 from mlops_assets.oxen.errors import OperationTimeout, OxenError, RepositoryBusy
 from mlops_assets.oxen.repository import Repository
 from mlops_assets_tests.oxen.conftest import contents
@@ -137,14 +137,14 @@ def test_a_worker_without_its_parent_ends_by_itself(repo: Repository, monkeypatc
 
 
 def test_a_foreign_program_that_holds_oxens_own_lock(
-    repo: Repository, head: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    repo: Repository, head: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As any program does that uses oxenai in its own process: readers go on, writers wait and then say so."""
     script = f"""
 import sys, time; sys.argv = ["", {child._extension()!r}, {str(repo.path)!r}]
 sys.path.insert(0, {str(ROOT)!r})
-from mlops_assets.oxen.worker import _extension
-repo = _extension({{"extension": sys.argv[1]}}).PyRepo(sys.argv[2])
+from mlops_assets.oxen.work import extension
+repo = extension({{"extension": sys.argv[1]}}).PyRepo(sys.argv[2])
 repo.list_branches(); print("ready", flush=True); sys.stdin.read()
 """
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as foreign:
@@ -152,10 +152,7 @@ repo.list_branches(); print("ready", flush=True); sys.stdin.read()
         assert foreign.stdin is not None
         assert foreign.stdout.readline() == b"ready\n"
         assert Repository(repo.path).heads()["main"] == head
-        short = tmp_path / "worker.py"
-        text = Path(worker.__file__).read_text().replace("_FOREIGN_LOCK_SECONDS = 10.0", "_FOREIGN_LOCK_SECONDS = 0.2")
-        short.write_text(text)
-        monkeypatch.setattr(worker, "__file__", str(short))
+        monkeypatch.setattr(child, "_FOREIGN_LOCK_SECONDS", 0.2)
         with pytest.raises(RepositoryBusy, match="end it"):
             repo.commit("no", files={"a": b"1"})
         monkeypatch.undo()

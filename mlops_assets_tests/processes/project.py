@@ -1,6 +1,7 @@
 """A checkout of its own for a test, and real processes in it: what they start is found again by its home, and ended."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from mlflow.entities import Run
 from mlops_assets.fingerprint import PACKAGE_ROOT
 from mlops_assets.home import ensure_home, open_instance
 from mlops_assets.oxen.repository import Repository
-from mlops_assets.provenance import asset_key
+from mlops_assets.provenance import SENSOR, asset_key
 from mlops_assets.report import ChampionFacts, champion_facts
 from mlops_assets.settings import settings
 from mlops_assets.tracking import tags as keys
@@ -191,7 +192,7 @@ class Project:
             for stage in ("dataset", "features", "model", "evaluation", "champion")
         }
 
-    def ticks(self, sensor: str = "iris_rematerialize") -> list[InstigatorTick]:
+    def ticks(self, sensor: str = SENSOR) -> list[InstigatorTick]:
         """The ticks of a sensor, the newest first."""
         states = [one for one in self.instance.all_instigator_state() if one.instigator_name == sensor]
         return [tick for one in states for tick in self.instance.get_ticks(one.instigator_origin_id, one.selector_id)]
@@ -206,12 +207,14 @@ class Project:
         ]
 
     def wait_until_settled(self) -> None:
-        """Wait for a tick that began after this moment and found nothing stale."""
+        """Wait for a tick that began after this moment and had nothing to say of the pipeline."""
         now = time.time()
 
         def settled() -> bool:
             newest = self.ticks()[:1]
-            return any(tick.timestamp > now and tick.skip_reason == "nothing is stale" for tick in newest)
+            return any(
+                tick.timestamp > now and not re.search(r"\biris\b", tick.skip_reason or "iris") for tick in newest
+            )
 
         self.wait_for(settled, "the sensor to find nothing stale", 180)
 

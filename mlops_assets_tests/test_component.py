@@ -1,0 +1,40 @@
+"""Which folders are pipelines."""
+
+import importlib
+import shutil
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster.components.core.component_tree import ComponentTree, ComponentTreeException
+
+from mlops_assets.pipeline import DEFS
+
+pytestmark = [  # what `dg.load_from_defs_folder` silences of Dagster's own
+    pytest.mark.filterwarnings("ignore::dagster.BetaWarning"),
+    pytest.mark.filterwarnings("ignore:`parse_obj_as` is deprecated"),
+]
+
+
+def load(root: Path, package: str, monkeypatch: pytest.MonkeyPatch) -> dg.Definitions:
+    monkeypatch.syspath_prepend(str(root))
+    return ComponentTree.from_module(importlib.import_module(package), root).build_defs()
+
+
+def test_a_folder_below_defs_is_a_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(DEFS / "iris", tmp_path / "flat_defs" / "iris")
+    jobs = load(tmp_path, "flat_defs", monkeypatch).jobs or ()
+    assert [job.name for job in jobs] == ["iris_job"]
+
+
+@pytest.mark.parametrize(
+    ("place", "said"), [("team/iris", "lies directly below .*deep_defs; move it there"), ("Iris", "lower-case letters")]
+)
+def test_a_folder_that_the_commands_would_not_find_is_refused(
+    place: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = "deep_defs" if "/" in place else "named_defs"
+    shutil.copytree(DEFS / "iris", tmp_path / package / place)
+    with pytest.raises(ComponentTreeException) as refused:
+        load(tmp_path, package, monkeypatch)
+    assert pytest.RaisesExc(Exception, match=said).matches(refused.value.__cause__), refused.value
