@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from mlops_assets.cli import console, data, demo, doctor, new, run, status, store, up
+from mlops_assets.cli import console, data, demo, doctor, new, run, status, store, up, versions
 from mlops_assets.errors import MlopsError
 
 app = typer.Typer(
@@ -26,6 +26,12 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("up")(up.up)
 app.add_typer(data.app, name="data")
+data.app.command("branches", epilog="Example: mlops data branches iris")(versions.branches)
+data.app.command("branch", epilog="Example: mlops data branch iris relabelled --from main")(versions.branch)
+data.app.command("merge", epilog="Example: mlops data merge iris relabelled --into main")(versions.merge)
+data.app.command("fsck", epilog="Example: mlops data fsck iris --history --heal")(versions.fsck)
+data.app.command("growth", epilog="Example: mlops data growth iris")(versions.growth)
+data.app.command("cleanup", epilog="Example: mlops data cleanup iris --hours 1")(versions.cleanup)
 app.command("status")(status.status)
 app.command("run")(run.run)
 app.command("new")(new.new)

@@ -85,7 +85,7 @@ def commit(
     """
     here = ensure_home()
     pipeline = find_pipeline(name)
-    _existing(pipeline, here)
+    existing(pipeline, here)
     with given(pipeline, path, here) as intake:
         _record(pipeline, here, intake, message, launch=not no_push)
 
@@ -110,7 +110,7 @@ def log(
     here = ensure_home()
     pipeline = find_pipeline(name)
     table = Table("commit", "when (UTC)", "files" if pipeline.spec.data.images else "rows", "author", "message")
-    repository = _existing(pipeline, here)
+    repository = existing(pipeline, here)[1]
     for one in repository.log(pipeline.spec.data.branch, limit=limit):
         rows = _rows(repository, pipeline, one.id)
         table.add_row(one.id[:12], f"{one.timestamp:%Y-%m-%d %H:%M:%S}", rows, escape(one.author), escape(one.message))
@@ -126,7 +126,7 @@ def show(
     """Print commit, columns, row count and the first rows of a version, or the files where they are images."""
     here = ensure_home()
     pipeline = find_pipeline(name)
-    repository = _existing(pipeline, here)
+    repository = existing(pipeline, here)[1]
     commit_id = _commit_id(repository, pipeline, revision)
     made = repository.log(commit_id, limit=1)[0]
     path = pipeline.spec.data.path
@@ -151,7 +151,7 @@ def diff(
     """Tell which files differ between two versions, and which rows of the pipeline's table, by key."""
     here = ensure_home()
     pipeline = find_pipeline(name)
-    repository = _existing(pipeline, here)
+    repository = existing(pipeline, here)[1]
     after = _commit_id(repository, pipeline, right)
     if left:
         before = _commit_id(repository, pipeline, left)
@@ -269,13 +269,18 @@ def _warn(sentence: str) -> None:
     err.print(f"[yellow]warning:[/yellow] {escape(sentence)}")
 
 
-def _existing(pipeline: Pipeline, here: Settings) -> Repository:
+def existing(pipeline: Pipeline, here: Settings) -> tuple[Pipeline, Repository]:
+    """A pipeline with its repository.
+
+    Raises:
+        DataError: There is none yet.
+    """
     repository = here.repository(pipeline.repository)
     if not repository.exists():
         raise DataError(
             f"there is no Oxen repository '{pipeline.repository}' yet; `mlops data import {pipeline.name}` makes it"
         )
-    return repository
+    return pipeline, repository
 
 
 def _commit_id(repository: Repository, pipeline: Pipeline, revision: str) -> str:
@@ -336,7 +341,7 @@ def _print_row_changes(repository: Repository, pipeline: Pipeline, versions: tup
         counts = " -> ".join(_rows(repository, pipeline, one) or "?" for one in versions)
         out.print(f"rows: {counts}; {largest >> 20} MB are too much to compare row by row")
         return
-    from mlops_assets.cli.row_changes import RowChanges
+    from mlops_assets.data.row_changes import RowChanges
 
     try:
         before, after = (_table(repository, pipeline, one, here) for one in versions)

@@ -9,9 +9,9 @@ import polars as pl
 import pytest
 
 from mlops_assets.cli import data, intake
-from mlops_assets.cli.row_changes import NotComparable, RowChanges
 from mlops_assets.data import samples
 from mlops_assets.data.readers import read_table
+from mlops_assets.data.row_changes import NotComparable, RowChanges
 from mlops_assets.home import ensure_home
 from mlops_assets.oxen.repository import Repository
 from mlops_assets.pipeline import DEFS, Pipeline
