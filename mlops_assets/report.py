@@ -102,7 +102,10 @@ def made_by(instance: dg.DagsterInstance, run_id: str) -> dict[dg.AssetKey, tupl
         if materialization:
             stored = materialization.metadata.get("from store")
             outcome = materialization.metadata.get("outcome")
+            decoded = materialization.metadata.get("images decoded")
             what = "taken from the store" if stored and stored.value else "computed"
+            if decoded and what == "computed":
+                what += f", {decoded.value:,} images decoded"
             made[materialization.asset_key] = (
                 str(outcome.value).partition(",")[0] if outcome else what,
                 seconds.get(event.step_key, ""),

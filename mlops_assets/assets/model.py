@@ -118,12 +118,14 @@ def _train(run: StageRun, tracking: "Tracking", run_tags: Mapping[str, str], par
             digest=run.state["features"].inputs["dataset"],
         )
         function = run.pipeline.function("model")
+        progress = _Progress(run.name, config.epochs)
         trained = train(
             lambda: _built(function, run.pipeline, shape),
             Rows(parts["train"].x, parts["train"].y),
             Rows(parts["validation"].x, parts["validation"].y),
             config,
-            on_epoch=_progress(run.name, config.epochs),
+            on_epoch=progress.epoch,
+            on_step=progress.step,
             checkpoint=checkpoint,
             identity=run.recipe.key,
         )
@@ -297,25 +299,36 @@ def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _progress(name: str, epochs: int) -> Any:
-    """A callback that tells how far a training is, every two seconds."""
-    began = told = time.monotonic()
-    first = 0
+class _Progress:
+    """Tells how far a training is, every two seconds, within an epoch too."""
 
-    def tell(epoch: "Epoch") -> None:
-        nonlocal told, first
-        first = first or epoch.number
-        now = time.monotonic()
-        if now - told >= PROGRESS_SECONDS:
-            told = now
-            left = (now - began) / (epoch.number - first + 1) * (epochs - epoch.number)
+    def __init__(self, name: str, epochs: int) -> None:
+        self._name, self._epochs = name, epochs
+        self._began = self._told = time.monotonic()
+        self._first = 0
+
+    def epoch(self, epoch: "Epoch") -> None:
+        """Tell of an epoch that has ended."""
+        self._first = self._first or epoch.number
+        if self._due() or epoch.seconds >= PROGRESS_SECONDS:
+            left = (time.monotonic() - self._began) / (epoch.number - self._first + 1) * (self._epochs - epoch.number)
             log.info(
                 "%s: epoch %d of %d, validation loss %.4f, accuracy %.3f; %.1f s an epoch, at most %.0f s more, %d MB",
-                *(name, epoch.number, epochs, epoch.validation_loss, epoch.validation_accuracy),
+                *(self._name, epoch.number, self._epochs, epoch.validation_loss, epoch.validation_accuracy),
                 *(epoch.seconds, left, epoch.peak_memory_bytes / 1e6),
             )
 
-    return tell
+    def step(self, epoch: int, step: int, steps: int) -> None:
+        """Tell of a step; an epoch's last is told of with the epoch."""
+        if step < steps and self._due():
+            log.info("%s: epoch %d of %d, step %d of %d", self._name, epoch, self._epochs, step, steps)
+
+    def _due(self) -> bool:
+        now = time.monotonic()
+        due = now - self._told >= PROGRESS_SECONDS
+        if due:
+            self._told = now
+        return due
 
 
 def _git_revision() -> str:

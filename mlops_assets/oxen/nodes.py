@@ -38,12 +38,13 @@ class Entry(NamedTuple):
 
 
 class File(NamedTuple):
-    """A file node: xxh3-128 of its content (32 hexadecimal digits), size in bytes, kind, Oxen's metadata."""
+    """A file node: xxh3-128 of its content (32 hexadecimal digits), size in bytes, kind, Oxen's metadata, its id."""
 
     hash: str
     bytes: int
     kind: str
     metadata: Any
+    node: int
 
 
 class Dir(NamedTuple):
@@ -133,6 +134,10 @@ class Nodes:
             raise self.unknown("a directory")
         return [int.from_bytes(fields[0], "big") for fields in found]
 
+    def has_bucket(self, node: int) -> bool:
+        """Return whether there is a vnode of this name."""
+        return self._record(node, _CHILDREN) is not None
+
     def merged(self, buckets: Iterable[int]) -> dict[str, Item]:
         """Return what several vnodes hold together, by name."""
         found: dict[str, Item] = {}
@@ -149,7 +154,9 @@ class Nodes:
                 if "/" in name or "\0" in name or name in _NOWHERE:
                     raise self._unreadable()
                 if kind == "File":
-                    found[name] = File(fields[3].hex(), fields[5], fields[9], fields[10])
+                    found[name] = File(
+                        fields[3].hex(), fields[5], fields[9], fields[10], int.from_bytes(fields[4], "big")
+                    )
                 elif kind == "Dir":
                     found[name] = Dir(int.from_bytes(fields[2], "big"))
                 else:

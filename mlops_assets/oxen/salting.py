@@ -1,23 +1,24 @@
-"""Which buckets of a tree Oxen would give a name that another one may have, and how each gets a name of its own.
+"""Which buckets of a tree Oxen would give a name that another one has, and how each gets a name of its own.
 
 Oxen keeps a directory in buckets of ``vnode_size`` children, each under a name in one database that all versions share.
-A bucket that has something new in a directory that existed gets a random name. Every other bucket is named by the
-directory's path and the hashes of its children: without their names, and with the same hash for every directory that is
-new itself. So the buckets ``{x: c}`` and ``{y: c}`` of ``d``, each in a commit that makes ``d`` anew or that only
-removes something from it, have one name, and the later commit silently changes what the earlier one holds, on whatever
-branch (measured with oxenai 0.65.1).
+A commit writes anew all buckets of every directory that it changes something in or below. A bucket that has something
+new in a directory that existed gets a random name. Any other is named by the directory's path and the hashes of its
+children: without their names, and with one hash for all directories that are new themselves. So ``{x: c}`` and
+``{y: c}``, if each is all of ``d`` after a commit that made ``d`` or only removed something from it, have one name, and
+the later commit silently changes what the earlier one holds, on whatever branch (measured with oxenai 0.65.1).
 
-So a change with such buckets is committed aside in two steps. In the first, one file of each of them, its *salt*, has
-random content; where there is no file, one is added. The second gives the salts their right content, or removes them.
-In the first step no bucket can be named as another is, and in the second all of them exist and have something new.
+So a change that would write such a bucket is committed aside, in two steps. In the first, one file of the bucket, its
+*salt*, has random content; where there is no file, one is added. The second gives the salts their right content, or
+removes them. In the first step the salt makes the bucket's name its own, and in the second the directory exists and its
+bucket has something new.
 
-Belongs here: finding the buckets. Not here: the steps (``staging``).
+Belongs here: finding the salts. Not here: the steps (``staging``), and the names in the database (``tree``).
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from math import ceil
 from typing import NamedTuple
@@ -25,6 +26,9 @@ from typing import NamedTuple
 import xxhash
 
 from mlops_assets.oxen.inputs import directories
+
+Clashes = Callable[[str, Sequence[AbstractSet[str]]], Sequence[bool]]
+"""Tells of buckets of a directory, as paths of unchanged children, whether another bucket has the name of each."""
 
 
 class Salts(NamedTuple):
@@ -34,8 +38,16 @@ class Salts(NamedTuple):
     extra: set[str]
 
 
-def salts(old: AbstractSet[str], new: AbstractSet[str], changed: AbstractSet[str], *, size: int, token: str) -> Salts:
-    """Return what must be salted for a change to give every bucket it writes a name of its own.
+def salts(
+    old: AbstractSet[str],
+    new: AbstractSet[str],
+    changed: AbstractSet[str],
+    *,
+    size: int,
+    token: str,
+    clashes: Clashes,
+) -> Salts:
+    """Return what must be salted so that a change gives no bucket a name that another one has; mostly nothing.
 
     Args:
         old: The paths of all files before.
@@ -43,24 +55,35 @@ def salts(old: AbstractSet[str], new: AbstractSet[str], changed: AbstractSet[str
         changed: Those of ``new`` that are not in ``old`` or have other content there.
         size: Children per bucket.
         token: A text that is in no path.
+        clashes: What is known of the names in use.
     """
     touched = {parent for path in changed | (old - new) for parent in above(path)}
     before, after = _children(old, touched), _children(new, touched)
     before.setdefault("", set())  # a commit has a root even when it has no files
-    found = Salts(set(), set())
+    needed = Salts(set(), set())
+    renewed: set[str] = set()
     for directory, children in after.items():
         if directory not in before:
             here = _salt_new(directory, children, new, size, token)
-            found.files.update(here.files)
-            found.extra.update(here.extra)
+            needed.files.update(here.files)
+            needed.extra.update(here.extra)
             continue
-        count = _count(len(children), size)
-        lost = before[directory] - children
-        moved = children if count != _count(len(before[directory]), size) else lost
-        rewritten = {bucket(child, count) for child in moved}
-        renewed = {bucket(child, count) for child in children if child in changed or child in touched}
-        found.files.update(_files(children & new, count, rewritten - renewed).values())
-    return found
+        buckets = _buckets(children, size)
+        fresh = [not each.isdisjoint(changed | touched) for each in buckets]
+        same = [each for each, is_fresh in zip(buckets, fresh, strict=True) if not is_fresh and each & new]
+        clashing = clashes(directory, same) if same else ()
+        needed.files.update(min(each & new) for each, clash in zip(same, clashing, strict=True) if clash)
+        renewed.update(
+            min(each & new) for each, is_fresh in zip(buckets, fresh, strict=True) if is_fresh and each & new
+        )
+    # The second step would name those by their contents that the first step has given random names.
+    return Salts(needed.files | renewed, needed.extra) if any(needed) else needed
+
+
+def above(path: str) -> Iterable[str]:
+    """Yield the directories above a path, the nearest first, the root ("") last."""
+    yield from directories(path)
+    yield ""
 
 
 def bucket(path: str, count: int) -> int:
@@ -68,10 +91,12 @@ def bucket(path: str, count: int) -> int:
     return xxhash.xxh3_128_intdigest(path.encode()) % count if count > 1 else 0
 
 
-def above(path: str) -> Iterable[str]:
-    """Yield the directories above a path, the nearest first, the root ("") last."""
-    yield from directories(path)
-    yield ""
+def _buckets(children: AbstractSet[str], size: int) -> list[set[str]]:
+    count = _count(len(children), size)
+    found: list[set[str]] = [set() for _ in range(count)]
+    for path in children:
+        found[bucket(path, count)].add(path)
+    return found
 
 
 def _count(children: int, size: int) -> int:
@@ -90,25 +115,14 @@ def _children(paths: Iterable[str], wanted: AbstractSet[str]) -> dict[str, set[s
     return found
 
 
-def _files(files: Iterable[str], count: int, wanted: AbstractSet[int]) -> dict[int, str]:
-    """Return a file of each of the wanted buckets that has one."""
-    found: dict[int, str] = {}
-    for path in sorted(files, reverse=True):
-        number = bucket(path, count)
-        if number in wanted:
-            found[number] = path
-    return found
-
-
-def _salt_new(directory: str, children: set[str], new: AbstractSet[str], size: int, token: str) -> Salts:
-    """Salt every bucket of a new directory."""
-    count = _count(len(children), size)
-    files = _files(children & new, count, set(range(count)))
-    extra = {_extra(directory, number, count, token) for number in range(count) if number not in files}
-    if _count(len(children) + len(extra), size) > count:  # in the first step it has a bucket more than in the second
-        extra |= {_extra(directory, number, count + 1, token) for number in range(count + 1)}
-    return Salts(set(files.values()), extra)
-
-
-def _extra(directory: str, number: int, count: int, token: str) -> str:
-    return next(path for n in itertools.count() if bucket(path := f"{directory}/{token}-{n}", count) == number)
+def _salt_new(directory: str, children: AbstractSet[str], new: AbstractSet[str], size: int, token: str) -> Salts:
+    """Salt every bucket of a new directory, also as it is with the files that are added to it."""
+    files = {min(each & new) for each in _buckets(children, size) if each & new}
+    extra: set[str] = set()
+    while True:
+        buckets = _buckets(children | extra, size)
+        bare = [number for number, each in enumerate(buckets) if each and each.isdisjoint(files | extra)]
+        if not bare:
+            return Salts(files, extra)
+        names = (path for n in itertools.count() if (path := f"{directory}/{token}-{n}") not in extra)
+        extra |= {next(path for path in names if bucket(path, len(buckets)) == number) for number in bare}

@@ -10,6 +10,7 @@ import shutil
 import tomllib
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,7 +102,14 @@ def put(work: Work, change: Change, parents: tuple[str, str] | None = None) -> s
     salted = Salts(set(), set())
     if change.head:
         paths = change.wanted.keys()
-        salted = salts(change.old.keys(), paths, change.different, size=_bucket_size(work), token=work.token)
+        salted = salts(
+            change.old.keys(),
+            paths,
+            change.different,
+            size=_bucket_size(work),
+            token=work.token,
+            clashes=partial(Tree(Path(work.store)).clashes, change.head),
+        )
         if parents and not (change.different or change.removed):
             salted.files.update(sorted(paths)[:1])
     if any(salted):
@@ -117,11 +125,11 @@ def put(work: Work, change: Change, parents: tuple[str, str] | None = None) -> s
 def _record_aside(work: Work, change: Change, salted: Salts, parents: tuple[str, str]) -> str:
     """Commit a change in two steps on a branch of its own, then move the branch that is meant."""
     tree, blobs = Tree(Path(work.store)), Blobs(Path(work.store))
+    files = {path: change.files.get(path) or kept(change.old[path], blobs) for path in salted.files}
     aside = work.aside(change.head)
     salt = {path: _salt(path, work.token) for path in salted.files | salted.extra}
     step = _record(work, change._replace(branch=aside, files={**change.files, **salt}))
     assert step is not None
-    files = {path: change.files.get(path) or kept(change.old[path], blobs) for path in salted.files}
     old = {entry.path: entry for entry in tree.entries(step)}
     # Oxen reads a merge's parents from here, and here alone can it be told any.
     work.tell("MERGE_HEAD", parents[0])

@@ -8,11 +8,13 @@ where branches point, which is in RocksDB (``refs``).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, TypeVar
+
+import xxhash
 
 from mlops_assets.oxen.blobs import Blobs
 from mlops_assets.oxen.errors import OxenError, PathNotFound, RevisionNotFound, StoreCorrupt
@@ -120,6 +122,10 @@ class Tree:
         """Compare two commits at or below ``path``; in a commit without that path, it counts as empty."""
         return self._read(lambda reader: reader.diff(left, right, path))
 
+    def clashes(self, commit: str, directory: str, buckets: Sequence[AbstractSet[str]]) -> list[bool]:
+        """Return for sets of unchanged children, as paths, whether Oxen would name a bucket of them as another one."""
+        return self._read(lambda reader: [reader.clash(commit, directory, bucket) for bucket in buckets])
+
     def blob(self, content_hash: str) -> Path:
         """Return where the content of this hash lies, padded or not; the unpadded place if there is none."""
         return Path(Blobs(self._store).path(content_hash))
@@ -211,6 +217,19 @@ class _Reader:
             found.nodes.update(new)
             waiting += [(f"{path}/{name}".lstrip("/"), child) for name, child in children.items()]
         return found
+
+    def clash(self, commit: str, directory: str, bucket: AbstractSet[str]) -> bool:
+        item = self.find(commit, directory)
+        assert isinstance(item, Dir)
+        children = self._children(item)
+        names = sorted(path.rpartition("/")[2] for path in bucket)
+        nodes = {name: children[name].node for name in names}
+        total = xxhash.xxh3_128(b"vnode" + directory.encode())
+        total.update(b"".join(node.to_bytes(16, "little") for node in nodes.values()))
+        name = total.intdigest()
+        if not self.nodes.has_bucket(name):
+            return False
+        return {other: child.node for other, child in self.nodes.bucket(name).items()} != nodes
 
     def table(self, commit: str, path: str) -> TableInfo | None:
         item = self.find(commit, path)

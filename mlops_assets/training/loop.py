@@ -10,6 +10,7 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -66,6 +67,8 @@ class Loop:
         rows: tuple[Tensor, Tensor],
         judged: tuple[Tensor, Tensor],
         config: TrainingConfig,
+        *,
+        on_step: Callable[[int, int, int], None] = lambda _epoch, _step, _steps: None,
     ) -> None:
         """Place a module that fits the rows, with an optimizer.
 
@@ -75,6 +78,7 @@ class Loop:
             rows: Features and classes to learn from.
             judged: Features and classes to validate on.
             config: How to train.
+            on_step: Told after each step: which epoch, how many of its steps are done, and how many it has.
         """
         import torch
 
@@ -96,6 +100,7 @@ class Loop:
             self._augmenter = Augmenter.fitted(config.augmentation, rows[0], fabric.device)
         self._fabric = fabric
         self._config = config
+        self._on_step = on_step
         self.history: list[Epoch] = []
         self.best_epoch = 0
         self.best_weights: dict[str, Tensor] = {}
@@ -154,6 +159,7 @@ class Loop:
                 )
             self._stepper.step()
             losses.append(loss.detach())
+            self._on_step(len(self.history) + 1, len(losses), len(batches))
         # read together at the end: reading each would make a GPU wait
         means: list[float] = torch.stack(losses).tolist()
         return sum(mean * len(batch) for mean, batch in zip(means, batches, strict=True)) / len(y)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from mlops_assets.fingerprint import digest
 from mlops_assets.training.checkpoint import Checkpoint
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 __all__ = ["Epoch", "ModelMismatch", "Rows", "Trained", "TrainingDiverged", "TrainingError", "train"]
+
+WRITING_SHARE: Final = 0.02
+"""Of the time of a training, the most that goes into checkpoints; a large network on a slow disk gets fewer."""
 
 
 class ModelMismatch(TrainingError):
@@ -69,6 +72,7 @@ def train(
     config: TrainingConfig,
     *,
     on_epoch: Callable[[Epoch], None] | None = None,
+    on_step: Callable[[int, int, int], None] = lambda _epoch, _step, _steps: None,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 10.0,
     identity: str = "",
@@ -87,9 +91,11 @@ def train(
         validation: Rows that choose the epoch.
         config: How to train.
         on_epoch: Called after each epoch that is trained here; an exception from it ends the training.
+        on_step: Called after each step with the epoch, the steps of it that are done, and the steps that it has.
         checkpoint: File to go on from, and to write after an epoch; the caller removes it. One that cannot be used or
             written is a warning.
-        checkpoint_seconds: Time between two writings, at least; 0 writes after every epoch.
+        checkpoint_seconds: Time between two writings, at least, and so long that they take 2 % of the time at most; 0
+            writes after every epoch.
         identity: Names the rows and the network, such as the recipe's key: what was written under another name,
             configuration or environment is not gone on from.
 
@@ -104,7 +110,7 @@ def train(
     names = environment(config)
     device = names["device"]
     with reproducible(config, device):
-        loop = _prepared(build, train, validation, config, device)
+        loop = _prepared(build, train, validation, config, device, on_step=on_step)
         said = promise(config, device)
         file = None
         if checkpoint is not None:
@@ -113,15 +119,17 @@ def train(
             file.discard_unfinished()
             loop.resume(file)
         resumed_from = len(loop.history)
-        written = time.monotonic()
+        due = time.monotonic() + checkpoint_seconds
         with unfilled_memory(), _compile_errors(config, type(loop.module).__name__):
             while not loop.ended:
                 epoch = loop.epoch()
                 if on_epoch is not None:
                     on_epoch(epoch)
-                if file is not None and time.monotonic() - written >= checkpoint_seconds:
+                if file is not None and (began := time.monotonic()) >= due:
                     file.write(*loop.state())
-                    written = time.monotonic()
+                    due = time.monotonic()
+                    if checkpoint_seconds:
+                        due += max(checkpoint_seconds, (due - began) / WRITING_SHARE)
     return Trained(
         weights=loop.best_weights,
         history=tuple(loop.history),
@@ -156,7 +164,13 @@ def _check(train: Rows, validation: Rows, config: TrainingConfig) -> None:
 
 
 def _prepared(
-    build: Callable[[], nn.Module], train: Rows, validation: Rows, config: TrainingConfig, device: str
+    build: Callable[[], nn.Module],
+    train: Rows,
+    validation: Rows,
+    config: TrainingConfig,
+    device: str,
+    *,
+    on_step: Callable[[int, int, int], None],
 ) -> Loop:
     import torch
 
@@ -164,7 +178,7 @@ def _prepared(
     # torch.tensor copies, so that neither a read-only array nor a module that writes into its input is trouble
     x, y, validation_x, validation_y = (torch.tensor(each) for each in (train.x, train.y, validation.x, validation.y))
     module = _fitted(build(), x, classes=int(max(train.y.max(), validation.y.max())) + 1)
-    return Loop(fabric, module, (x, y), (validation_x, validation_y), config)
+    return Loop(fabric, module, (x, y), (validation_x, validation_y), config, on_step=on_step)
 
 
 def _fabric(config: TrainingConfig, device: str) -> Fabric:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mlops_assets.training.architectures import MLP, SmallCNN
+from mlops_assets.training.checkpoint import Checkpoint
 from mlops_assets.training.config import Augmentation, TrainingConfig
 from mlops_assets.training.export import weights_digest
 from mlops_assets.training.trainer import Epoch, Rows, Trained, train
@@ -97,6 +98,20 @@ def test_writing_files_changes_no_result_and_respects_its_interval(tmp_path: Pat
         result = train(Noisy, *digits_images(), SHORT, checkpoint=path, checkpoint_seconds=seconds)
         assert outcome(result) == outcome(alone)
         assert path.exists() is there
+
+
+def test_where_writing_takes_long_it_is_done_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[int] = []
+    write = Checkpoint.write
+
+    def slow(self: Checkpoint, tensors: dict[str, Tensor], facts: dict[str, object]) -> None:
+        written.append(len(facts["history"]))
+        write(self, tensors, facts)
+        time.sleep(0.3)
+
+    monkeypatch.setattr(Checkpoint, "write", slow)
+    train(lambda: MLP(4, 3), *iris_rows(), SHORT, checkpoint=tmp_path / "c", checkpoint_seconds=1e-6)
+    assert written == [1]
 
 
 @pytest.mark.parametrize(

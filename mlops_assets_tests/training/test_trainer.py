@@ -454,3 +454,12 @@ def test_training_on_a_gpu_repeats_itself() -> None:
     assert digests[0] == digests[1] != digests[2]
     assert results[0].environment["device"] == "cuda"
     assert all(value.device.type == "cpu" for value in results[0].weights.values())
+
+
+def test_every_step_is_told():
+    told = []
+    config = SHORT.model_copy(update={"epochs": 2, "patience": None})
+    train(lambda: MLP(4, 3), *iris_rows(), config, on_step=lambda *step: told.append(step))
+    steps = told[0][2]
+    assert told == [(epoch, step, steps) for epoch in (1, 2) for step in range(1, steps + 1)]
+    assert steps > 1
