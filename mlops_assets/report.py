@@ -64,6 +64,17 @@ def champion_line(instance: dg.DagsterInstance, pipeline: str) -> str:
     return f"{pipeline}: {facts.outcome}" + (f"; champion's accuracy {facts.figures}" if facts.figures else "")
 
 
+def accuracy_line(instance: dg.DagsterInstance, pipeline: str) -> str:
+    """What the newest evaluation says of the newest model."""
+    event = instance.get_latest_materialization_event(asset_key(pipeline, "evaluation"))
+    metadata = event.asset_materialization.metadata if event and event.asset_materialization else {}
+    found = [metadata.get(f"test_{name}") for name in ("accuracy", "accuracy_lower", "accuracy_upper", "rows")]
+    values = [float(str(one.value)) for one in found if one is not None]
+    if len(values) < len(found):
+        return "not evaluated"
+    return "accuracy {:.3f} [{:.3f}, {:.3f}] on {:.0f} test rows".format(*values)
+
+
 def last_run(instance: dg.DagsterInstance, pipeline: str) -> dg.DagsterRun | None:
     """The newest run that touches the pipeline, whoever asked for it."""
     return last_runs(instance, [pipeline]).get(pipeline)

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -129,6 +130,17 @@ def _wait_ready(service: Service, process: subprocess.Popen[bytes], deadline: fl
 
 
 def _stop(processes: Collection[subprocess.Popen[bytes]]) -> None:
+    """Stop all and all that they started; a signal that comes meanwhile takes effect when that is done."""
+    main = threading.current_thread() is threading.main_thread()
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM}) if main else set()
+    try:
+        _stop_all(processes)
+    finally:
+        if main:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def _stop_all(processes: Collection[subprocess.Popen[bytes]]) -> None:
     for process in processes:
         process.terminate()
     deadline = time.monotonic() + STOP_SECONDS

@@ -166,7 +166,7 @@ class SplitSpec(StrictModel):
     def _leaves_training_rows(self) -> Self:
         if self.column is not None and "test" in self.model_fields_set:
             raise ValueError(f"column '{self.column}' says which rows are for testing; leave `test` out")
-        if self.test + self.validation >= 1:
+        if self.column is None and self.test + self.validation >= 1:
             raise ValueError(f"test + validation must leave rows to train on (got {self.test} + {self.validation})")
         return self
 
@@ -183,7 +183,7 @@ class FunctionsSpec(StrictModel):
         default="features.py:features",
         description="FILE.py:FUNCTION in this folder, `features(frame: polars.DataFrame) -> polars.DataFrame`: keeps "
         "key and target, returns numbers. For images `features(images: numpy.ndarray) -> numpy.ndarray`, uint8, "
-        "(n, height, width, channels).",
+        "(n, height, width, channels); image i must stay image i.",
     )
     network: FunctionRef = Field(
         default="model.py:model",
@@ -236,6 +236,14 @@ class PipelineSpec(StrictModel):
         description="Cron expression of an extra retraining; each tick enters the seed, so it is never a cache hit.",
     )
     sensor: bool = Field(default=True, description="Whether the rematerialize sensor starts switched on.")
+
+    @model_validator(mode="after")
+    def _split_by_a_column_of_its_own(self) -> Self:
+        if self.split.column in {self.data.key, self.data.target}:
+            raise ValueError(
+                f"split.column '{self.split.column}' is the key or the target; name the one with the parts"
+            )
+        return self
 
 
 class _Document(StrictModel):

@@ -3,13 +3,14 @@
 import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from mlops_assets.data import samples
 from mlops_assets.home import ensure_home
-from mlops_assets.pipeline import STAGES
+from mlops_assets.pipeline import STAGES, Pipeline
 from mlops_assets.provenance import asset_key, latest_metadata, read_state
 from mlops_assets.settings import settings
 from mlops_assets.store import Store
@@ -174,6 +175,27 @@ def test_a_damaged_last_version_is_decoded_again(digits: Loop) -> None:
     result = digits.run([asset_key("digits", "dataset")])
     assert result.success
     assert told(digits, "dataset")["images decoded"] == 1797
+
+
+def test_a_source_that_changes_before_the_training_leaves_no_checkpoint(
+    digits: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digits.repository.commit("digits", files=scans(samples.digits()))
+    digits.run([asset_key("digits", "dataset"), asset_key("digits", "features")])
+    load = Pipeline.function
+
+    def edited_meanwhile(pipeline: Pipeline, kind: str) -> Any:
+        if kind == "model":
+            digits.edit("model.py", "dropout=dropout", "dropout=0.9")
+        return load(pipeline, kind)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Pipeline, "function", edited_meanwhile)
+    monkeypatch.setattr("mlops_assets.training.trainer._prepared", None)  # whoever trains fails otherwise
+    result = digits.run([asset_key("digits", "model")])
+    (failure,) = [event for event in result.all_events if event.is_step_failure]
+    assert failure.step_failure_data.user_failure_data
+    assert "changed while it ran" in str(failure.step_failure_data.user_failure_data.description)
+    assert not list((digits.here.home / "checkpoints").glob("*"))
 
 
 def _first(images: Mapping[str, bytes], folder: str) -> str:

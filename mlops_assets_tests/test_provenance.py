@@ -83,16 +83,41 @@ def test_a_check_that_is_tried_again_in_its_run_is_seen(instance: dg.DagsterInst
     report(instance, "iris", "dataset", "a", MADE_BY)
     seen = []
 
-    @dg.asset(key=key, check_specs=[dg.AssetCheckSpec("schema", asset=key)])
-    def made() -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]:
+    @dg.asset(key=key, check_specs=[dg.AssetCheckSpec("schema", asset=key)], output_required=False)
+    def made() -> Iterator[dg.AssetCheckResult]:
         seen.append(dataset(instance))
         yield dg.AssetCheckResult(passed=len(seen) > 1, metadata={RECIPE: MADE_BY.key})
         if len(seen) == 1:
             raise dg.RetryRequested(max_retries=1)
-        yield dg.MaterializeResult(metadata=provenance_metadata(MADE_BY, "a"))
 
     assert dg.materialize([made], instance=instance).success
     assert seen == [("a", {}), ("a", {"schema": False})]
+    assert dataset(instance) == ("a", {"schema": True})
+
+
+def test_a_result_is_seen_though_a_later_run_has_planned_the_check(instance: dg.DagsterInstance) -> None:
+    key = asset_key("iris", "dataset")
+    report(instance, "iris", "dataset", "a", MADE_BY)
+    report_check(instance, "iris", "dataset", "schema", MADE_BY, passed=False)
+
+    @dg.asset(key=key, output_required=False)
+    def unchanged() -> Iterator[dg.MaterializeResult[None]]:
+        yield from ()
+
+    @dg.asset_check(asset=key, name="schema")
+    def late() -> dg.AssetCheckResult:
+        assert dg.materialize([unchanged, skipped], instance=instance).success
+        assert dataset(instance) == ("a", {"schema": False})
+        return dg.AssetCheckResult(passed=True, metadata={RECIPE: MADE_BY.key})
+
+    @dg.asset_check(asset=unchanged, name="schema")
+    def skipped() -> dg.AssetCheckResult:
+        raise AssertionError
+
+    checks = dg.Definitions(
+        asset_checks=[late], jobs=[dg.define_asset_job("j", selection=dg.AssetSelection.all_asset_checks())]
+    )
+    assert checks.resolve_job_def("j").execute_in_process(instance=instance).success
     assert dataset(instance) == ("a", {"schema": True})
 
 

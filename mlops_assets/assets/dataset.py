@@ -179,7 +179,9 @@ def _known(run: StageRun) -> "Images | None":
     """The images of the last version, if they were decoded as they would be now."""
     from mlops_assets.data.images import Images
 
-    made = run.state.get("dataset")
+    images, made = run.pipeline.spec.data.images, run.state.get("dataset")
+    if images is None or images.layout != "folder":
+        return None  # the other layouts are a few large files
     try:
         entry = run.store.find(run.name, made.recipe) if made else None
         if entry is None or entry.info.get(DECODED_AS) != run.pipeline.decoding:

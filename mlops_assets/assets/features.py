@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SPLIT = "split"
+IMAGE_SHAPE = "image shape"
 
 
 def build_features(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
@@ -44,7 +45,8 @@ def build_features(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
             if run.pipeline.spec.data.images is not None:
                 pixels = _as_images(call(function, pixels_of(dataset)), frame.height, run.pipeline)
                 data = run.pipeline.spec.data
-                return content(_with_split(frame.select(data.key, data.target), frame, run.pipeline), pixels, {})
+                table = _with_split(frame.select(data.key, data.target), frame, run.pipeline)
+                return content(table, pixels, {IMAGE_SHAPE: str(pixels.shape)})
             made = _in_order(call(function, frame), run.pipeline)
             return content(_with_split(made, frame, run.pipeline), None, {})
 
@@ -52,11 +54,10 @@ def build_features(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
             frame = table_of(entry)
             parts = dict(sorted(frame[SPLIT].value_counts().iter_rows()))
             (dataset,) = latest_metadata(context.instance, [asset_key(pipeline.name, "dataset")])
-            shape = {"image shape": str(pixels_of(entry).shape)} if run.pipeline.spec.data.images is not None else {}
             return {
                 OXEN_COMMIT: str(dataset[OXEN_COMMIT].value),
                 "rows per part": dg.MetadataValue.json(parts),
-                **shape,
+                **entry.info,
                 **table_metadata(frame),
             }
 
@@ -115,14 +116,17 @@ def _in_order(made: Any, pipeline: Pipeline) -> "pl.DataFrame":
 
 def _with_split(made: "pl.DataFrame", dataset: "pl.DataFrame", pipeline: Pipeline) -> "pl.DataFrame":
     """The features with the column that says what each row is for; the data's own split is no feature."""
+    import polars as pl
+
     from mlops_assets.data import splits
 
     key, split = pipeline.spec.data.key, pipeline.spec.split
     shares = split.model_dump(exclude={"column"})
     own = None
     if split.column is not None:
-        told = dataset.select(key, split.column)
-        own = made.select(key).join(told, on=key, how="left", maintain_order="left")[split.column]
+        told = dataset.select(pl.col(key).cast(pl.String), split.column)  # the function may have cast the key
+        keys = made.select(pl.col(key).cast(pl.String))
+        own = keys.join(told, on=key, how="left", maintain_order="left")[split.column]
         made = made.drop(split.column, strict=False)
     return made.insert_column(2, splits.assign(made[key], **shares, own=own).alias(SPLIT))
 

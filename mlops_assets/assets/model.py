@@ -118,6 +118,7 @@ def _train(run: StageRun, tracking: "Tracking", run_tags: Mapping[str, str], par
             digest=run.state["features"].inputs["dataset"],
         )
         function = run.pipeline.function("model")
+        run.require_unchanged_source()  # or a checkpoint of other code would be kept under this recipe
         progress = _Progress(run.name, config.epochs)
         trained = train(
             lambda: _built(function, run.pipeline, shape),
@@ -272,7 +273,8 @@ def _commit(run: StageRun) -> str:
 def _metrics(epoch: "Epoch", classes: Sequence[str]) -> dict[str, float]:
     from mlops_assets.evaluation.metrics import metric_names
 
-    recall = zip(metric_names("validation_recall", classes), epoch.validation_recall, strict=True)
+    # a network may give more outputs than there are classes
+    recall = zip(metric_names("validation_recall", classes), epoch.validation_recall, strict=False)
     return {
         "train_loss": epoch.train_loss,
         "validation_loss": epoch.validation_loss,
@@ -286,7 +288,7 @@ def _metrics(epoch: "Epoch", classes: Sequence[str]) -> dict[str, float]:
 
 def _recalls(epoch: "Epoch", classes: Sequence[str]) -> str:
     """The share of each class's validation rows that is found, the worst classes first."""
-    known = [(value, name) for name, value in zip(classes, epoch.validation_recall, strict=True) if value is not None]
+    known = [(value, name) for name, value in zip(classes, epoch.validation_recall, strict=False) if value is not None]
     return ", ".join(f"{name} {value:.2f}" for value, name in sorted(known)[:CLASSES_SHOWN])
 
 

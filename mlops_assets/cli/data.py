@@ -6,6 +6,7 @@ pipeline's checks say so, visibly, after the commit), and comparing two tables (
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -93,7 +94,16 @@ def commit(
 def ensure_data(pipeline: Pipeline, here: Settings) -> None:
     """Commit the first version from the pipeline's origin, where Oxen has none yet and the origin is known."""
     repository = here.repository(pipeline.repository)
-    if (repository.exists() and repository.heads()) or not has_origin(pipeline):
+    if repository.exists() and repository.heads():
+        variable = pipeline.spec.data.origin.variable
+        if variable and os.environ.get(variable):
+            out.print(
+                f"Oxen has data of {pipeline.name}, so {variable} is not read; `mlops data import {pipeline.name}` "
+                "takes what it names",
+                markup=False,
+            )
+        return
+    if not has_origin(pipeline):
         return
     with from_origin(pipeline, here) as intake:
         out.print(f"{pipeline.repository} has no data yet: importing {intake.source}", markup=False)

@@ -59,18 +59,51 @@ def given(pipeline: Pipeline, file: Path, here: Settings) -> Iterator[Intake]:
     if data.images is None:
         yield Intake({data.path: _checked_table(file, pipeline)}, file.name)
         return
+    with directory_of(file, here) as place:
+        yield Intake(images_in(place, data.images.layout, data.path), file.name)
+
+
+@contextmanager
+def directory_of(file: Path, here: Settings) -> Iterator[Path]:
+    """A directory as it is, or what is in an archive, unpacked for as long as it takes.
+
+    Raises:
+        OriginError: It is neither, or the archive cannot be unpacked.
+    """
     from mlops_assets.data import origin
 
     place = origin.local(file)
     if place.is_dir():
-        yield Intake({data.path: place}, file.name)
+        yield place
         return
     folder = here.home / DOWNLOADS
     folder.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".unpacked-", dir=folder) as aside:
         with out.status(f"unpacking {place.name} ..."):
             unpacked = origin.unpacked(place, Path(aside) / "data")
-        yield Intake({data.path: unpacked}, place.name)
+        yield unpacked
+
+
+def images_in(place: Path, layout: str, path: str) -> dict[str, Path]:
+    """The files of a directory that a layout reads, by their path in the repository; others are nobody's business.
+
+    Raises:
+        DataError: There is none, or they cannot be listed.
+    """
+    from mlops_assets.data.image_layouts import belongs
+
+    try:
+        files = [one for one in sorted(place.rglob("*")) if one.is_file()]
+    except OSError as error:
+        raise DataError(f"{place} cannot be read ({error.strerror}); make it readable") from None
+    found = {one.relative_to(place).as_posix(): one for one in files}
+    wanted = {name: one for name, one in found.items() if belongs(name, layout)}
+    if not wanted:
+        raise DataError(f"{place} has no file of layout `{layout}` among its {len(found)} files; give another place")
+    if layout == "folder" and not all("/" in name for name in wanted):
+        stray = next(name for name in wanted if "/" not in name)
+        raise DataError(f"{place}: {stray} lies in no class's directory; move it into one named after its class")
+    return {f"{path}/{name}": one for name, one in wanted.items()}
 
 
 @contextmanager
@@ -112,7 +145,7 @@ def _downloaded(pipeline: Pipeline, here: Settings) -> Iterator[Path]:
 
     source = pipeline.spec.data.origin
     target = here.home / DOWNLOADS / PurePath(urlsplit(source.url).path).name
-    out.print(f"downloading {source.url}", markup=False)
+    out.print(f"downloading {target.name}", markup=False)
     with progress_bar(target.name) as tell:
         fetch(source.url, source.sha256, target, on_progress=tell)
     yield target

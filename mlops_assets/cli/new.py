@@ -135,6 +135,8 @@ def write_pipeline(
         MlopsError: The name is taken or none, there is no such pipeline, or nothing can be learned from the table.
     """
     source = _begin(name, like, defs)
+    if source.spec.data.images is not None:
+        raise NewError(f"'{like}' is a pipeline of images and {table.file} a table; name one of tables: --like iris")
     from mlops_assets.cli import sources
     from mlops_assets.cli.derive import derive
     from mlops_assets.cli.intake import encode, ending, numbered
@@ -188,25 +190,22 @@ def write_image_pipeline(
         if "folder" not in layouts:
             raise NewError("there is no pipeline of image folders to begin from; name one of images: --like PIPELINE")
         source = layouts["folder"]
-    from mlops_assets.cli import new_images
-    from mlops_assets.data import origin
+    from mlops_assets.cli import intake, new_images
 
-    with _aside(name, defs) as folder:
-        found = origin.local(place)
-        if not found.is_dir():
-            found = origin.unpacked(found, folder.parent / "unpacked")
-        looked = new_images.look(found, name)
-        folder.mkdir()
-        features = source.folder / source.spec.functions.features.partition(":")[0]
-        for file in {features, *_of_the_network(source)}:
-            (folder / file.name).write_bytes(file.read_bytes())
-        (folder / "schema.py").write_text(new_images.SCHEMA, encoding="utf-8")
-        description = description or f"the classes of the images in {place.name}"
-        text = new_images.spec_source(looked, source.spec, description=description)
-        (folder / SPEC_FILE).write_text(text, encoding="utf-8")
-        load_spec(folder / SPEC_FILE)
-        files = {f"{new_images.PATH}/{path.relative_to(found).as_posix()}": path for path in _image_files(found)}
-        _import(here, name, files, f"import {place.name}")
+    with intake.directory_of(place, here) as found:
+        files = intake.images_in(found, "folder", new_images.PATH)
+        looked = new_images.look(place, files, name)
+        with _aside(name, defs) as folder:
+            folder.mkdir()
+            features = source.folder / source.spec.functions.features.partition(":")[0]
+            for file in {features, *_of_the_network(source)}:
+                (folder / file.name).write_bytes(file.read_bytes())
+            (folder / "schema.py").write_text(new_images.SCHEMA, encoding="utf-8")
+            description = description or f"the classes of the images in {place.name}"
+            text = new_images.spec_source(looked, source.spec, description=description)
+            (folder / SPEC_FILE).write_text(text, encoding="utf-8")
+            load_spec(folder / SPEC_FILE)
+            _import(here, name, files, f"import {place.name}")
     return defs / name
 
 
@@ -345,12 +344,6 @@ def _try_out(pipeline: Pipeline, content: Path, derived: Derived) -> None:
         )
     if not report.passed:
         raise NewError(f"no pipeline can be written for this table as it is: {report.sentence()}")
-
-
-def _image_files(place: Path) -> list[Path]:
-    from mlops_assets.data.image_files import is_image
-
-    return [one for one in sorted(place.rglob("*")) if one.is_file() and is_image(one.relative_to(place).as_posix())]
 
 
 def _import(here: Settings, name: str, files: Mapping[str, Path], message: str) -> None:

@@ -74,8 +74,13 @@ class Looked:
         return self.rows * float(self.split.get("test", TEST))
 
 
-def look(place: Path, name: str) -> Looked:
+def look(place: Path, files: Mapping[str, Path], name: str) -> Looked:
     """Decode every image once and see what a pipeline for them needs.
+
+    Args:
+        place: What the user named.
+        files: The images, by their path in the repository to be.
+        name: The pipeline's.
 
     Raises:
         ReadError: Some cannot be decoded, or lie in no class's directory.
@@ -91,7 +96,7 @@ def look(place: Path, name: str) -> Looked:
     config = ImagesConfig(layout="folder", size=(RESIZED, RESIZED))
     with out.status(f"looking at the images in {place} ...") as status:
         found = read_images(
-            _local_files(place), config, on_progress=lambda done, all_: status.update(f"{done} of {all_} images read")
+            _sources(files), config, on_progress=lambda done, all_: status.update(f"{done} of {all_} images read")
         ).images
     counts = class_counts(found.table, "label")
     if len(counts) < 2:
@@ -130,18 +135,17 @@ def spec_source(looked: Looked, like: PipelineSpec, *, description: str) -> str:
     )
 
 
-def _local_files(place: Path) -> list[Any]:
+def _sources(files: Mapping[str, Path]) -> list[Any]:
     import xxhash
 
     from mlops_assets.data.images import SourceFile
 
-    files = sorted(path for path in place.rglob("*") if path.is_file())
-    return [
-        SourceFile(
-            path.relative_to(place).as_posix(),
-            xxhash.xxh3_128_hexdigest(path.read_bytes()),
-            path.stat().st_size,
-            path.read_bytes,
-        )
-        for path in files
-    ]
+    found = []
+    for path, file in files.items():
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise ImagesError(f"{file} cannot be read ({error.strerror}); make it readable, or remove it") from None
+        relative = path.removeprefix(f"{PATH}/")
+        found.append(SourceFile(relative, xxhash.xxh3_128_hexdigest(content), len(content), file.read_bytes))
+    return found

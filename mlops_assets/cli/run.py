@@ -27,7 +27,8 @@ INTERRUPTED: Final = 130
 def run(
     name: Annotated[str, typer.Argument(metavar="PIPELINE", help="Name of the pipeline, a folder below defs/.")],
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Train only so long this time; the next run does as defs.yaml says.")
+        int | None,
+        typer.Option(min=1, help="A trial: train only so long, promote nothing; the next run does as defs.yaml says."),
     ] = None,
 ) -> None:
     """Materialize what is stale in a pipeline, in this process; ends with the champion.
@@ -54,7 +55,7 @@ def run(
 def _run(pipeline: Pipeline, here: Settings, instance: dg.DagsterInstance, trial: Mapping[str, int]) -> None:
     from mlops_assets.assessment import Assessment, active_run
     from mlops_assets.execution import RunFailed, execute, wanted_stages
-    from mlops_assets.report import champion_line
+    from mlops_assets.report import accuracy_line, champion_line
     from mlops_assets.sensors.run_status import close_dead_runs
     from mlops_assets.store import Store
 
@@ -70,6 +71,8 @@ def _run(pipeline: Pipeline, here: Settings, instance: dg.DagsterInstance, trial
     if now.plan.blocked and not now.plan.stale:
         raise RunFailed(f"{name} is blocked: {now.plan.blocked}; commit data that passes, or mend the schema")
     stages = wanted_stages(now, Store(here.store_url))
+    if trial:
+        stages = tuple(stage for stage in stages if stage != "champion")
     try:
         if not stages:
             out.print(f"[green]{name}: nothing is stale[/green] (Oxen {now.head.commit.id[:12]})")
@@ -84,7 +87,9 @@ def _run(pipeline: Pipeline, here: Settings, instance: dg.DagsterInstance, trial
         if dead or stages:
             _close_mlflow_runs(here, instance)
     if trial:
-        out.print(f"a trial with {trial['epochs']} epochs; `mlops run {name}`, or the sensor, trains as defs.yaml says")
+        accuracy = accuracy_line(instance, name)
+        out.print(f"a trial with {trial['epochs']} epochs, which is never promoted: {accuracy}")
+        out.print(f"`mlops run {name}`, or the sensor, trains as defs.yaml says")
     out.print(champion_line(instance, name))
 
 

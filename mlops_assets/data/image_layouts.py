@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlops_assets.data import array_pickle
+from mlops_assets.data.image_files import is_image
 from mlops_assets.data.readers import ReadError
 
 _IDX: Final = re.compile(r"(train|t10k|test)-(images|labels)[-.]idx[13]-ubyte(\.gz)?")
@@ -62,6 +63,14 @@ class Batch(NamedTuple):
     part: str
     pixels: NDArray[np.uint8]
     labels: list[str]
+
+
+def belongs(path: str, layout: str) -> bool:
+    """Tell by its name whether a file is one that a layout (`folder`, `idx`, `cifar`) reads."""
+    if layout == "folder":
+        return is_image(path)
+    name = path.rpartition("/")[2]
+    return bool(_idx_place(name)) if layout == "idx" else any(form.place(name) for form in _FORMS)
 
 
 def idx_batches(files: Iterable[SourceFile]) -> list[Callable[[], Batch]]:

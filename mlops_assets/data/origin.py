@@ -86,6 +86,8 @@ def is_archive(path: Path) -> bool:
 def local(path: Path) -> Path:
     """Give the directory or archive that a path stands for: itself, or the one archive that lies in a directory.
 
+    A directory that holds directories stands for itself, whatever lies beside them.
+
     Raises:
         OriginError: It does not exist, is empty, or is a file of another kind; or it holds several archives.
     """
@@ -102,6 +104,8 @@ def local(path: Path) -> Path:
     if not items:
         raise OriginError(f"{path} is empty: give {expected}.")
     archives = [item for item in items if item.is_file() and is_archive(item)]
+    if any(item.is_dir() for item in items):
+        return path  # of images in directories; an archive beside them is none of them
     if len(archives) > 1:
         names = ", ".join(item.name for item in archives)
         raise OriginError(f"{path} holds {len(archives)} archives ({names}): give one of them.")
@@ -167,7 +171,7 @@ class _Download:
         try:
             address = httpx.URL(self.url)
         except httpx.InvalidURL as error:
-            raise OriginError(f"{self.url!r} is no address to fetch data from ({error}): correct it.") from None
+            raise OriginError(f"the origin's url is no address to fetch data from ({error}): correct it.") from None
         return f"{address.scheme}://{address.netloc.decode()}{address.path}"
 
     def run(self) -> None:

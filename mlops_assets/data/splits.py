@@ -41,7 +41,7 @@ def assign(keys: pl.Series, *, salt: str, test: float, validation: float, own: p
     Raises:
         SplitError: A share lies out of bounds, a key is null, keys are of another type, or `own` says something else.
     """
-    if not (0 < test < 1 and 0 < validation < 1 and test + validation < 1):
+    if not (0 < test < 1 and 0 < validation < 1 and (own is not None or test + validation < 1)):
         raise SplitError(
             f"test={test} and validation={validation} are no split: each must lie above 0, and their sum below 1."
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from mlops_assets.oxen.errors import OxenError, RevisionNotFound
+from mlops_assets.oxen.errors import OxenError, RevisionNotFound, StoreCorrupt
 from mlops_assets.oxen.work import ASIDE, Request, Work, branches, extension, opened
 
 _VNODE_SIZE = 1000  # files per bucket: a commit rewrites the buckets it touches, 0.45 MB instead of 2 MB by default
@@ -50,25 +50,26 @@ def branch(request: Request, _: bytes) -> None:
 
 def delete(request: Request, _: bytes) -> None:
     """Delete a branch; without ``force`` only one whose commits another branch has."""
+    from pathlib import Path
+
+    from mlops_assets.oxen.tree import Tree
+
     name: str = request["name"]
     with Work(request) as work:
         found = work.open()
         if name not in found:
             raise RevisionNotFound(f"there is no branch {name!r}; there are: {', '.join(sorted(found))}.")
         head = found.pop(name)
-        if not request["force"] and not _held(head, set(found.values()), work.store):
+        tree = Tree(Path(work.store))
+        if not tree.has_commit(head):
+            raise StoreCorrupt(
+                f"the branch {name!r} points to no commit; restore .oxen/refs and .oxen/tree from one backup."
+            )
+        held = any(head == commit.id for other in set(found.values()) for commit in tree.log(other))
+        if not (held or request["force"]):
             raise OxenError(
                 f"the branch {name!r} has commits that no other branch has; merge it first, or force its deletion."
             )
         work.delete(name, head)
         if name in branches(work.repo):
             raise OxenError(f"Oxen did not delete the branch {name!r}; try again.")
-
-
-def _held(commit: str, others: set[str], store: str) -> bool:
-    from pathlib import Path
-
-    from mlops_assets.oxen.tree import Tree
-
-    tree = Tree(Path(store))
-    return any(commit == one.id for other in others for one in tree.log(other))

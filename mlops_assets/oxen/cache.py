@@ -29,7 +29,7 @@ from typing import TypeVar
 import xxhash
 
 from mlops_assets.oxen.blobs import Blobs
-from mlops_assets.oxen.errors import OxenError
+from mlops_assets.oxen.errors import NotWritable, OxenError
 from mlops_assets.oxen.tree import Entry
 
 _CHUNK = 1 << 20
@@ -75,7 +75,9 @@ def materialize(blobs: Blobs, entries: Sequence[Entry], *, base: str, digest: st
                     _trust(target)
                     return target
     except OSError as error:
-        raise OxenError(f"the cache {cache} cannot be written ({error}); free space or choose another one.") from error
+        raise NotWritable(
+            f"the cache {cache} cannot be written ({error}); free space or choose another one."
+        ) from error
     raise OxenError(f"{target} could not be put in its place; delete it and try again.")
 
 

@@ -7,7 +7,6 @@ here: what the operations do (``worker``).
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib.util
 import json
 import os
@@ -20,10 +19,9 @@ from typing import Any
 
 from mlops_assets.oxen import errors, worker
 from mlops_assets.oxen.errors import NotWritable, OperationTimeout, OxenError, StoreCorrupt
-from mlops_assets.oxen.work import LOCKED
+from mlops_assets.oxen.work import LOCKED, unwritable
 
 _FOREIGN_LOCK_SECONDS = 10.0  # how long a program outside this package is waited for
-_UNWRITABLE = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM]
 _DAMAGE = {signal.SIGBUS, signal.SIGSEGV, signal.SIGILL, signal.SIGABRT}
 _GRACE = 5.0  # the worker's own alarm comes after ours, and counts only when this process is gone
 
@@ -102,8 +100,7 @@ def _answer(operation: str, store: Path, code: int, out: bytes, err: bytes) -> A
     known = getattr(errors, kind, None)
     if isinstance(known, type) and issubclass(known, OxenError):
         raise known(text if str(store.parent) in text else f"{store.parent}: {text}")
-    reason = next((os.strerror(number) for number in _UNWRITABLE if os.strerror(number) in text), "")
-    if reason:  # from Python, Rust, RocksDB and LMDB alike, which have no more in common than the system's words
+    if reason := unwritable(text):
         raise NotWritable(
             f"'{operation}' cannot write to {store.parent} ({reason}); free space or mend the rights and try again: "
             "what was committed before is intact."

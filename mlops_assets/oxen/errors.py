@@ -44,7 +44,7 @@ class OperationTimeout(OxenError):
 
 
 class NotWritable(OxenError):
-    """A repository cannot be written: its disk is full, or the right to is missing."""
+    """A repository, a cache or a temporary file cannot be written: the disk is full, or the right to is missing."""
 
 
 class MergeConflict(OxenError):

@@ -66,7 +66,7 @@ class Cleaned(NamedTuple):
         worktrees: Of killed writers.
         leftovers: Contents that killed writers had half-written.
         contents: Contents that no commit of any branch refers to.
-        commits: Oxen's indices of commits that no branch has.
+        commits: Oxen's indices of commits that no branch has, each counted as one file.
     """
 
     worktrees: Size

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from mlops_assets.oxen import child
-from mlops_assets.oxen.errors import OperationTimeout, OxenError, StoreCorrupt
+from mlops_assets.oxen.errors import NotWritable, OperationTimeout, StoreCorrupt
 
 _FILE = re.compile(r"CURRENT|IDENTITY|(MANIFEST|OPTIONS)-\d+|\d+\.(log|sst)")  # not LOCK and not RocksDB's own log
 
@@ -52,7 +52,7 @@ class Refs:
                         self._known = stamp, heads
                         return dict(heads)
             except OSError as error:
-                raise OxenError(
+                raise NotWritable(
                     f"the branches of {self._store.parent} cannot be copied to be read ({error}); free space, mend the "
                     "rights, or set TMPDIR elsewhere."
                 ) from error

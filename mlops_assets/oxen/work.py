@@ -12,6 +12,7 @@ Belongs here: what every operation needs, inside the worker process alone. Not h
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import importlib.machinery
 import importlib.util
@@ -27,6 +28,9 @@ ASIDE = "mlops-work/"
 
 LOCKED = "\x1emlops-locked"
 """What a writer says once it has the lock."""
+
+# Python, Rust, RocksDB and LMDB have no more in common than that they quote the system.
+_UNWRITABLE = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM]
 
 Request = dict[str, Any]
 
@@ -137,6 +141,8 @@ def opened(repo: Any, seconds: float) -> dict[str, str]:
         try:
             return branches(repo)
         except ValueError as error:
+            if unwritable(str(error)):
+                raise
             if "LOCK" not in str(error):
                 text = f"the database of the branches is damaged ({error}); restore .oxen/refs from a backup."
                 raise StoreCorrupt(text) from error
@@ -145,6 +151,11 @@ def opened(repo: Any, seconds: float) -> dict[str, str]:
                     "another program has the repository open; end it, as Oxen locks until exit."
                 ) from error
             time.sleep(0.05)
+
+
+def unwritable(text: str) -> str:
+    """Return the reason that an error gives why something could not be written, in the system's words; else ""."""
+    return next((os.strerror(number) for number in _UNWRITABLE if os.strerror(number) in text), "")
 
 
 def branches(repo: Any) -> dict[str, str]:

@@ -197,6 +197,30 @@ def test_images_come_from_a_directory_or_an_archive(mlops: Mlops, tmp_path: Path
     assert "give a directory of images, or an archive of one" in one_sentence(missing.err)
 
 
+def test_of_a_directory_only_the_images_are_committed(mlops: Mlops, tmp_path: Path) -> None:
+    place = tmp_path / "mine"
+    for path, image in list(samples.digits().items())[:20]:
+        (place / path).parent.mkdir(parents=True, exist_ok=True)
+        (place / path).write_bytes(image)
+    (place / ".ssh").mkdir()
+    (place / ".ssh" / "id_rsa").write_text("secret")
+    (place / "notes.txt").write_text("mine")
+    shutil.make_archive(str(place / "old"), "zip", place / "0")
+    assert mlops("data", "import", "digits", place).code == 0
+    digits = settings().repository("digits")
+    kept = [one.path for one in digits.entries("", digits.resolve("main"))]
+    assert kept == sorted(f"scans/{path}" for path in list(samples.digits())[:20])
+
+
+def test_a_wrong_directory_commits_nothing(mlops: Mlops, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wrong").mkdir()
+    (tmp_path / "wrong" / "notes.txt").write_text("mine")
+    monkeypatch.setenv("MLOPS_CIFAR10", str(tmp_path / "wrong"))
+    done = mlops("data", "import", "cifar10")
+    assert (done.code, "has no file of layout `cifar` among its 1 files" in one_sentence(done.err)) == (1, True)
+    assert not settings().repository("cifar10").exists()
+
+
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.csv.gz", "t.TSV.gz", "t.parquet"])
 def test_a_table_is_written_as_its_name_says(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(intake.encode(samples.iris(), name))

@@ -496,3 +496,10 @@ def test_a_pipeline_for_images_runs_as_it_is(instance: dg.DagsterInstance, image
     checks = run(new.write_image_pipeline("shoes", "digits", archive, here, defs=image_defs), instance, here)
     assert all(passed for passed, _ in checks.values()), checks
     assert "n > 0.10 holds" in checks["gate"][1]
+
+
+def test_a_table_is_not_learned_like_images(here: Settings, image_defs: Path, tmp_path: Path) -> None:
+    samples.iris().write_csv(tmp_path / "flowers.csv")
+    with pytest.raises(NewError, match=r"'digits' is a pipeline of images .* --like iris"):
+        write_pipeline("flowers", "digits", Table(tmp_path / "flowers.csv", "species"), here, defs=image_defs)
+    assert not (image_defs / "flowers").exists()

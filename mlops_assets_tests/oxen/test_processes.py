@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -212,35 +210,6 @@ def test_two_writers_and_a_reader(repo: Repository, tmp_path: Path) -> None:
     found = contents(repo, repo.resolve("main"), tmp_path / "cache")
     assert {f"{name}/{n}" for name in "ab" for n in range(count)} <= found.keys()
     assert found["a/last"] == found["b/last"] == b"%d" % (count - 1)
-
-
-@pytest.mark.slow
-def test_kill_storm(repo: Repository, tmp_path: Path) -> None:
-    """SIGKILL at random moments: what was acknowledged stays, and the next commit succeeds."""
-    seed = int(os.environ.get("KILL_SEED", random.randrange(10**6)))
-    print(f"KILL_SEED={seed}")
-    random_ = random.Random(seed)
-    acknowledged: dict[int, str] = {}
-    for number in range(25):
-        process = _start(WRITER, repo.path, "w", "main", number * 100, number * 100 + 100, group=True)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(random_.uniform(0, 0.4))
-        victims = _workers(repo) if random_.random() < 0.5 else []
-        for victim in victims:  # the worker first, or the parent first: both happen
-            with suppress(ProcessLookupError):
-                os.killpg(victim.pid, signal.SIGKILL)
-        os.killpg(process.pid, signal.SIGKILL)
-        out, _ = process.communicate(timeout=20)
-        acknowledged |= {int(line.split()[1]): line.split()[2] for line in out.splitlines() if line.startswith("done")}
-        commit = repo.commit("after", files={"after": b"%d" % number})
-        assert commit is not None, json.dumps({"seed": seed, "round": number})
-    ids = {commit.id for commit in repo.log()}
-    assert set(acknowledged.values()) <= ids, seed
-    found = contents(repo, repo.resolve("main"), tmp_path / "cache")  # verifies every blob
-    assert {f"w/{n}": b"w %d" % n for n in acknowledged}.items() <= found.items(), seed
-    assert acknowledged
-    _until(lambda: not _workers(repo))
 
 
 def test_an_error_text_is_one_sentence_that_names_the_repository(repo: Repository) -> None:

@@ -1,11 +1,21 @@
 """Real data in the shape that training takes, and small networks over it."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import torch
 from sklearn.datasets import load_digits, load_iris
 from torch import Tensor, nn
 
-from mlops_assets.training.trainer import Rows
+from mlops_assets.training.architectures import MLP, SmallCNN
+from mlops_assets.training.config import TrainingConfig
+from mlops_assets.training.trainer import Rows, Trained, train
+
+ROOT = Path(__file__).parents[2]  # where a child process finds the tests' problems
+SHORT = TrainingConfig(epochs=5, patience=None, accelerator="cpu")
 
 
 def iris_rows() -> tuple[Rows, Rows]:
@@ -57,3 +67,23 @@ def filled(module: nn.Module, seed: int = 0) -> nn.Module:
         for value in module.parameters():
             value.copy_(torch.randn(value.shape, generator=generator))
     return module
+
+
+def small(dropout: float = 0.0) -> nn.Module:
+    return SmallCNN((8, 8, 1), 10, channels=(8,), dropout=dropout)
+
+
+def trained(build=lambda: MLP(4, 3), rows=None, on_epoch=None, **changes: object) -> Trained:
+    return train(build, *(rows or iris_rows()), SHORT.model_copy(update=changes), on_epoch=on_epoch)
+
+
+def child(program: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
