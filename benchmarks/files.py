@@ -193,7 +193,7 @@ def _ours(folder: Path, source: Path) -> Side:
 
 def _oxen(folder: Path, source: Path) -> Side:
     """Oxen as it is meant to be used: a working copy for commits, and a restore into an empty one."""
-    from mlops_assets.oxen.child import _extension as extension_file  # noqa: PLC2701
+    from mlops_assets.oxen.child import _extension as extension_file
 
     work, home = folder / "oxen", folder / "oxen-home"
     home.mkdir()
