@@ -133,7 +133,7 @@ def test_a_blank_scan_fails_the_schema_and_the_champion_stays(digits: Loop) -> N
     assert failed.check_name == "schema"
     assert "mean" in str(failed.description)
     assert made(result) == ["dataset"]
-    assert str(digits.tick()).startswith("blocked: ")
+    assert "blocked: " in str(digits.tick())
 
 
 def test_another_decoding_decodes_everything_again_and_is_not_shown_to_the_champion(digits: Loop) -> None:

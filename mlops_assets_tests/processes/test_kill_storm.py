@@ -20,11 +20,10 @@ from mlops_assets_tests.processes.project import Project, script
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-RUNS = 8
+RUNS = 6
 SERVICES = {
     "daemon": "dagster._daemon",
     "code server": "dagster api grpc",
-    "webserver": "dagster_webserver",
     "worker": "execute_run",
     "all": "",  # `mlops up` too
 }
