@@ -50,7 +50,7 @@ def test_everything_killed_and_then_a_worker_killed(project: Project) -> None:
     project.wait_for(project.is_training, "the third training")
     code, seconds = send(up, signal.SIGTERM)
     assert code == 0
-    assert seconds < 25
+    assert seconds < 60
     assert not project.alive()
     assert project.statuses()[-1] in {"FAILURE", "CANCELED"}
     assert project.mlflow_statuses() == ended * 2 + [("parent", project.mlflow_statuses()[-2][1]), ("model", "KILLED")]
