@@ -13,7 +13,7 @@ TORCH_INDEX ?=
 .PHONY: demo up test quick lint bench clean help
 
 help:
-	@echo 'make demo   the whole loop on iris: commit, train, gate, promote, change, revert'
+	@echo 'make demo   the whole loop, on a table and on images: commit, train, gate, promote, change, revert'
 	@echo 'make up     the Dagster UI, its daemon and MLflow, until Ctrl-C'
 	@echo 'make test   all tests     make quick   those that take no servers'
 	@echo 'make lint   ruff and mypy     make bench   the figures of the README'
