@@ -235,7 +235,9 @@ class PipelineSpec(StrictModel):
         default=None,
         description="Cron expression of an extra retraining; each tick enters the seed, so it is never a cache hit.",
     )
-    sensor: bool = Field(default=True, description="Whether changes of data and code are run by themselves, by the sensor.")
+    sensor: bool = Field(
+        default=True, description="Whether changes of data and code are run by themselves, by the sensor."
+    )
 
     @model_validator(mode="after")
     def _split_by_a_column_of_its_own(self) -> Self:
