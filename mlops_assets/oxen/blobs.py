@@ -76,17 +76,20 @@ class Blobs:
         place = os.open(directory, _DIRECTORY)
         try:
             for name, entry in files:
-                try:
-                    contents = (self._whole(entry),) if entry.bytes < _CHUNK else self._chunks(entry)
+                if entry.bytes < _CHUNK:
+                    content = self._whole(entry)
                     new = os.open(name, _NEW, 0o444, dir_fd=place)
                     try:
-                        for chunk in contents:
-                            if os.write(new, chunk) < len(chunk):
-                                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                        done = os.write(new, content)
                     finally:
                         os.close(new)
-                except _Damaged as damage:
-                    raise self._corrupt(entry, damage) from None
+                    if done < len(content):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                else:
+                    with open(os.open(name, _NEW, 0o444, dir_fd=place), "wb", buffering=_CHUNK) as stream:
+                        stream.writelines(self._chunks(entry))
+        except _Damaged as damage:
+            raise self._corrupt(entry, damage) from None
         finally:
             os.close(place)
 
@@ -152,15 +155,16 @@ class Blobs:
         return True
 
     def _whole(self, entry: Entry) -> bytes:
+        name = entry.hash
         try:
-            source = os.open(self.path(entry.hash), _READ)
+            source = os.open(f"{self._files}{name[:2]}/{name[2:]}/data" if name[0] != "0" else self.path(name), _READ)
             try:
                 content = os.read(source, entry.bytes + 1)  # the byte more shows content that is too long
             finally:
                 os.close(source)
         except OSError as error:
             raise _Damaged(_unreadable(error)) from None
-        if xxhash.xxh3_128_hexdigest(content) != entry.hash:
+        if xxhash.xxh3_128_hexdigest(content) != name:
             raise _Damaged("does not have its hash")
         return content
 

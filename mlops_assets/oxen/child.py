@@ -49,7 +49,7 @@ def call(operation: str, store: Path, *, seconds: float, payload: bytes = b"", *
             "payload": len(payload),
             "seconds": seconds + _GRACE,
             "sys_path": [entry for entry in sys.path if entry] + [str(Path(__file__).parents[2])],
-            "extension": _extension(),
+            "extension": extension_file(),
             "foreign_seconds": _FOREIGN_LOCK_SECONDS,
         }
     ).encode()
@@ -126,7 +126,7 @@ def _death(operation: str, store: Path, code: int, err: bytes) -> OxenError:
 
 
 @cache
-def _extension() -> str:
+def extension_file() -> str:
     """Find Oxen's compiled module without importing anything of it."""
     spec = importlib.util.find_spec("oxen")
     for place in (spec.submodule_search_locations or []) if spec else []:

@@ -38,19 +38,19 @@ class Entry(NamedTuple):
 
 
 class File(NamedTuple):
-    """A file node: xxh3-128 of its content (32 hexadecimal digits), size in bytes, kind, Oxen's metadata, its id."""
+    """A file node: xxh3-128 of its content (32 hexadecimal digits), size in bytes, kind, Oxen's metadata, node hash."""
 
     hash: str
-    bytes: int
+    size: int
     kind: str
     metadata: Any
-    node: int
+    node: bytes
 
 
 class Dir(NamedTuple):
-    """A directory node, by its hash."""
+    """A directory, by its node hash."""
 
-    node: int
+    node: bytes
 
 
 class Commit(NamedTuple):
@@ -129,7 +129,7 @@ class Nodes:
 
     def buckets(self, directory: Dir) -> list[int]:
         """Return the vnodes of a directory."""
-        found = self._payloads(self._children(directory.node))
+        found = self._payloads(self._children(int.from_bytes(directory.node, "big")))
         if any(fields[1] != "VNode" for fields in found):
             raise self.unknown("a directory")
         return [int.from_bytes(fields[0], "big") for fields in found]
@@ -142,28 +142,29 @@ class Nodes:
         """Return what several vnodes hold together, by name."""
         found: dict[str, Item] = {}
         for bucket in buckets:
-            found.update(self.bucket(bucket))
+            self._fill(found, bucket)
         return found
 
     def bucket(self, node: int) -> dict[str, Item]:
         """Return what one vnode (or commit) holds, by name."""
         found: dict[str, Item] = {}
+        self._fill(found, node)
+        return found
+
+    def _fill(self, found: dict[str, Item], node: int) -> None:
         try:
             for fields in self._payloads(self._children(node)):
                 kind, name = fields[0], fields[1]
                 if "/" in name or "\0" in name or name in _NOWHERE:
                     raise self._unreadable()
                 if kind == "File":
-                    found[name] = File(
-                        fields[3].hex(), fields[5], fields[9], fields[10], int.from_bytes(fields[4], "big")
-                    )
+                    found[name] = File(fields[3].hex(), fields[5], fields[9], fields[10], fields[4])
                 elif kind == "Dir":
-                    found[name] = Dir(int.from_bytes(fields[2], "big"))
+                    found[name] = Dir(fields[2])
                 else:
                     raise self.unknown(f"a node of kind {kind!r}")
         except (TypeError, IndexError, AttributeError) as error:
             raise self.unknown("a file or directory") from error
-        return found
 
     def unknown(self, what: str) -> TreeFormatError:
         """Return the error for something that is not in the known format."""

@@ -19,12 +19,11 @@ import xxhash
 from mlops_assets.oxen.blobs import Blobs
 from mlops_assets.oxen.errors import InputChanged, OxenError, PathNotFound, RevisionNotFound, UnsafePath
 from mlops_assets.oxen.inputs import directories, stamp
-from mlops_assets.oxen.salting import Salts, above, salts
+from mlops_assets.oxen.salting import Salts, salts
 from mlops_assets.oxen.tree import Entry, Tree
 from mlops_assets.oxen.work import Request, Work, branches, literally
 
 _OXENS_BUCKET_SIZE = 10_000  # children of a directory in one bucket where config.toml tells no vnode_size
-_BULK = 8  # from here one call for the directory (0.5 ms a file) beats one per file (2 to 6 ms)
 
 
 class Source(NamedTuple):
@@ -117,7 +116,7 @@ def put(work: Work, change: Change, parents: tuple[str, str] | None = None) -> s
     if parents:
         work.tell("MERGE_HEAD", parents[0])
         work.tell("ORIG_HEAD", parents[1])
-    if change.head:  # without a HEAD, the first commit creates "main"
+    if change.head:
         work.tell("HEAD", change.branch)
     return _record(work, change)
 
@@ -134,7 +133,7 @@ def _record_aside(work: Work, change: Change, salted: Salts, parents: tuple[str,
     # Oxen reads a merge's parents from here, and here alone can it be told any.
     work.tell("MERGE_HEAD", parents[0])
     work.tell("ORIG_HEAD", parents[1])
-    done = _record(work, Change(aside, step, old, files, salted.extra))
+    done = _record(work, Change(aside, step, old, files, salted.extra), apart=True)
     assert done is not None
     for place in [Path(work.root, path) for path in change.removed]:
         if place.is_dir():  # Oxen would read it for the file that was there
@@ -169,21 +168,32 @@ def _bucket_size(work: Work) -> int:
     return int(size)
 
 
-def _record(work: Work, change: Change) -> str | None:
-    """Commit a change on top of the worktree's HEAD and hold the result against what was wanted."""
+def _record(work: Work, change: Change, *, apart: bool = False) -> str | None:
+    """Commit a change on top of the worktree's HEAD and hold the result against what was wanted.
+
+    All that lies in the worktree is added in one call, or, ``apart``, the change's files alone, one by one. Oxen adds
+    without a HEAD: else it reads the whole directory anew for each file, takes a file of the old size and time for
+    unchanged, removes what the worktree lacks, and now and then loses a change. For that its own sums of a directory's
+    bytes count a changed file twice; nothing here uses them.
+    """
     blobs, tree = Blobs(Path(work.store)), Tree(Path(work.store))
-    files, old = change.files, change.old
-    different = change.different
+    files, different = change.files, change.different
     lost = {source.path for source in files.values() if not _stored(blobs, source)}
     if not (different or lost or change.removed):
         return None
     for path in _removals(change):
         work.repo.rm(path, True, True, True)
-    for path, sources in _batches([files[path] for path in sorted(different | lost)], set(old)):
-        for source in sources:
-            # Oxen takes a file of the old size and time for unchanged; a copy has a time of its own
-            _place(work, source, copied=source.path in old and old[source.path].bytes == source.size)
-        work.repo.add(literally(f"{work.root}/{path}"))
+    work.forget("HEAD")
+    given = sorted(different | lost)
+    for path in given:
+        _place(work, files[path])
+    if apart:
+        for path in given:
+            work.repo.add(literally(f"{work.root}/{path}"))
+    elif given:
+        work.repo.add(literally(f"{work.root}/"))
+    if change.head:  # without a HEAD, the first commit creates "main"
+        work.tell("HEAD", change.branch)
     for source in files.values():
         if source.local is not None and _stamp(source.local) != source.stamp:
             raise InputChanged(
@@ -253,37 +263,12 @@ def _refuse_clashes(change: Change) -> None:
             raise UnsafePath(f"{min(clash)!r} is a file there; remove it in the same commit to add {path!r}.")
 
 
-def _batches(sources: list[Source], old: set[str]) -> list[tuple[str, list[Source]]]:
-    """Return what to add in one call each: whole directories that are new, else single files.
-
-    Adding a directory that the branch has already would remove what the worktree lacks, and Oxen loses one change in
-    some of these calls; adding single files, or a directory that is new, it does reliably.
-    """
-    occupied = {parent for path in old for parent in above(path)}
-    number: dict[str, int] = {}
-    for source in sources:
-        for parent in above(source.path):
-            number[parent] = number.get(parent, 0) + 1
-    worth = {path for path, count in number.items() if count >= _BULK} - occupied - old
-    whole: dict[str, list[Source]] = {}
-    single: list[tuple[str, list[Source]]] = []
-    for source in sources:
-        top = next((parent for parent in reversed([*above(source.path)]) if parent in worth), None)
-        if top is None:
-            single.append((source.path, [source]))
-        else:
-            whole.setdefault(top, []).append(source)
-    return [*whole.items(), *single]
-
-
-def _place(work: Work, source: Source, *, copied: bool) -> None:
+def _place(work: Work, source: Source) -> None:
     target = Path(work.root, source.path)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     if source.local is None:
         target.write_bytes(source.content)
-    elif copied:
-        shutil.copyfile(source.local, target)
     else:
         target.symlink_to(source.local)
 

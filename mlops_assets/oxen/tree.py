@@ -64,7 +64,7 @@ class _Lists(NamedTuple):
     changed: list[str]
 
 
-_digests: dict[int, str | None] = {}  # directory node -> digest; node hashes are unique per content, process-wide
+_digests: dict[bytes, str | None] = {}  # directory node -> digest; node hashes are unique per content, process-wide
 
 
 class Tree:
@@ -164,8 +164,8 @@ class _Reader:
 
     def __init__(self, nodes: Nodes) -> None:
         self.nodes = nodes
-        self.fresh: dict[int, str | None] = {}
-        self._items: dict[int, dict[str, Item]] = {}
+        self.fresh: dict[bytes, str | None] = {}
+        self._items: dict[bytes, dict[str, Item]] = {}
 
     def log(self, commit: str, limit: int | None) -> list[Commit]:
         found: list[Commit] = []
@@ -206,7 +206,7 @@ class _Reader:
         while waiting:
             path, item = waiting.pop()
             if isinstance(item, File):
-                found.entries.append(Entry(path, item.hash, item.bytes))
+                found.entries.append(Entry(path, item.hash, item.size))
                 continue
             try:
                 new = [node for node in self.nodes.buckets(item) if node not in seen and node not in found.nodes]
@@ -225,7 +225,7 @@ class _Reader:
         names = sorted(path.rpartition("/")[2] for path in bucket)
         nodes = {name: children[name].node for name in names}
         total = xxhash.xxh3_128(b"vnode" + directory.encode())
-        total.update(b"".join(node.to_bytes(16, "little") for node in nodes.values()))
+        total.update(b"".join(node[::-1] for node in nodes.values()))  # as little-endian numbers
         name = total.intdigest()
         if not self.nodes.has_bucket(name):
             return False
@@ -280,14 +280,14 @@ class _Reader:
 
     def _walked(self, path: str, item: Item) -> list[Entry]:
         if isinstance(item, File):
-            return [Entry(path, item.hash, item.bytes)]
+            return [Entry(path, item.hash, item.size)]
         found: list[Entry] = []
         waiting = [(f"{path}/" if path else "", item)]
         while waiting:
             prefix, directory = waiting.pop()
             for name, child in self._children(directory).items():
                 if isinstance(child, File):
-                    found.append(Entry(prefix + name, child.hash, child.bytes))
+                    found.append(Entry(prefix + name, child.hash, child.size))
                 else:
                     waiting.append((f"{prefix}{name}/", child))
         return found
@@ -298,8 +298,11 @@ class _Reader:
         known = _digests.get(item.node, self.fresh.get(item.node, ""))
         if known != "":
             return known
-        digests = [(name, self._digest(child)) for name, child in self._children(item).items()]
-        lines = "".join([f"{name}\0{digest}\n" for name, digest in sorted(digests) if digest is not None])
+        digests = {
+            name: f"file-{child.hash}" if isinstance(child, File) else self._digest(child)
+            for name, child in self._children(item).items()
+        }
+        lines = "".join([f"{name}\0{digests[name]}\n" for name in sorted(digests) if digests[name] is not None])
         self.fresh[item.node] = f"dir-{hashlib.sha256(lines.encode()).hexdigest()[:32]}" if lines else None
         return self.fresh[item.node]
 

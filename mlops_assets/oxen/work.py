@@ -109,6 +109,11 @@ class Work:
         with open(f"{self.root}/.oxen/{name}", "w") as stream:
             stream.write(value)
 
+    def forget(self, name: str) -> None:
+        """Remove such a file if it is there."""
+        if os.path.exists(f"{self.root}/.oxen/{name}"):
+            os.unlink(f"{self.root}/.oxen/{name}")
+
     def commit(self) -> str:
         """Commit what is staged in the request's words; returns the commit's id."""
         from mlops_assets.oxen.nodes import signed

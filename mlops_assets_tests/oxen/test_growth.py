@@ -120,7 +120,7 @@ def test_cleanup_waits_for_a_foreign_program(repo: Repository, lost: str, monkey
     script = f"""
 import sys; sys.path.insert(0, {str(ROOT)!r})
 from mlops_assets.oxen.work import extension
-repo = extension({{"extension": {child._extension()!r}}}).PyRepo({str(repo.path)!r})
+repo = extension({{"extension": {child.extension_file()!r}}}).PyRepo({str(repo.path)!r})
 repo.list_branches(); print("ready", flush=True); sys.stdin.read()
 """
     monkeypatch.setattr(child, "_FOREIGN_LOCK_SECONDS", 0.2)

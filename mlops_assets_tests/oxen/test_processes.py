@@ -139,7 +139,7 @@ def test_a_foreign_program_that_holds_oxens_own_lock(
 ) -> None:
     """As any program does that uses oxenai in its own process: readers go on, writers wait and then say so."""
     script = f"""
-import sys, time; sys.argv = ["", {child._extension()!r}, {str(repo.path)!r}]
+import sys, time; sys.argv = ["", {child.extension_file()!r}, {str(repo.path)!r}]
 sys.path.insert(0, {str(ROOT)!r})
 from mlops_assets.oxen.work import extension
 repo = extension({{"extension": sys.argv[1]}}).PyRepo(sys.argv[2])
