@@ -14,6 +14,8 @@ from mlops_assets.home import ensure_home, open_instance
 from mlops_assets.settings import settings
 from mlops_assets.tracking.runs import Tracking
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def dagster_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -25,6 +25,7 @@ def pixels(png):
     return np.asarray(Image.open(io.BytesIO(png)).convert("L"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 20, 60, 300])
 def test_pictures_are_small_and_of_a_readable_size(classes):
     evaluation = evaluated(classes)
@@ -36,6 +37,7 @@ def test_pictures_are_small_and_of_a_readable_size(classes):
         assert 300 < width < 1400
 
 
+@pytest.mark.slow
 def test_nothing_is_cut_off_at_the_border():
     for png in (confusion_png(evaluated(20)), confusion_png(evaluated(40)), calibration_png(evaluated(3))):
         grey = pixels(png)
@@ -59,6 +61,7 @@ def test_awkward_class_names_are_drawn():
     confusion_png(evaluated(5, names=names))
 
 
+@pytest.mark.slow
 def test_equal_evaluations_give_equal_bytes():
     assert confusion_png(evaluated(3)) == confusion_png(evaluated(3))
     assert calibration_png(evaluated(3)) == calibration_png(evaluated(3))

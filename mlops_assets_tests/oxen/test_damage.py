@@ -12,6 +12,8 @@ from mlops_assets.oxen.errors import NotWritable, OxenError, RepositoryNotFound,
 from mlops_assets.oxen.repository import Repository
 from mlops_assets.oxen.tree import Tree
 
+pytestmark = pytest.mark.slow
+
 
 def _blob(repo: Repository, path: str, commit: str) -> Path:
     return Tree(repo.path / ".oxen").blob(repo.entries(path, commit)[0].hash)

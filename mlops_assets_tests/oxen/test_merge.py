@@ -300,6 +300,7 @@ def _random_edits(repo: Repository, seed: int, rounds: int) -> None:
     assert repo.fsck(history=True).sound
 
 
+@pytest.mark.slow
 def test_random_edits_on_both_sides(repo: Repository) -> None:
     _random_edits(repo, seed=1, rounds=12)
 

@@ -20,6 +20,8 @@ from mlops_assets.oxen.salting import bucket, salts
 from mlops_assets.oxen.tree import Tree
 from mlops_assets_tests.oxen.conftest import TABLE
 
+pytestmark = pytest.mark.slow
+
 
 class Twins(NamedTuple):
     """Commits of which the last one gives a bucket the name that a bucket of the first one has."""

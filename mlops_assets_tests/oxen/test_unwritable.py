@@ -17,6 +17,8 @@ from mlops_assets.oxen.errors import NotWritable, OxenError
 from mlops_assets.oxen.repository import Repository
 from mlops_assets_tests.oxen.conftest import contents
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 # Tries everything that writes, and everything that only reads; prints what came of each.

@@ -95,6 +95,7 @@ print(checkpoint.read()[1]["epoch"])
 """
 
 
+@pytest.mark.slow
 def test_a_disk_without_room_costs_only_the_checkpoint(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", "-c", FULL_DISK, str(tmp_path / "c")]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

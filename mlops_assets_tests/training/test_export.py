@@ -198,6 +198,8 @@ from pathlib import Path
 from mlops_assets.training.architectures import MLP
 from mlops_assets.training.export import to_onnx
 from mlops_assets_tests.training.problems import filled, iris_rows
+
+pytestmark = pytest.mark.slow
 to_onnx(filled(MLP(4, 3)), iris_rows()[0].x, Path(sys.argv[1]))
 """
 

@@ -28,6 +28,7 @@ from mlops_assets_tests.training.problems import (
 )
 
 
+@pytest.mark.slow
 def test_iris_is_learned() -> None:
     result = trained(epochs=100)
     assert result.history[result.best_epoch - 1].validation_accuracy > 0.9
