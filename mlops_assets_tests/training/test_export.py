@@ -23,6 +23,8 @@ from mlops_assets.training.export import (
 from mlops_assets.training.predict import predict
 from mlops_assets_tests.training.problems import Digits, digits_images, digits_rows, filled, iris_rows
 
+pytestmark = pytest.mark.slow
+
 MIXED = {
     "a": torch.arange(6, dtype=torch.float32).reshape(2, 3),
     "steps": torch.tensor(7),
@@ -198,8 +200,6 @@ from pathlib import Path
 from mlops_assets.training.architectures import MLP
 from mlops_assets.training.export import to_onnx
 from mlops_assets_tests.training.problems import filled, iris_rows
-
-pytestmark = pytest.mark.slow
 to_onnx(filled(MLP(4, 3)), iris_rows()[0].x, Path(sys.argv[1]))
 """
 
