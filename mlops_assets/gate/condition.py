@@ -10,37 +10,41 @@ The language is a superset of ease.ml/ci's (Renggli et al., MLSys 2019); in EBNF
     sum        = product , { ( "+" | "-" ) , product } ;
     product    = factor , { "*" , factor } ;                     (* at most one factor with variables *)
     factor     = { "+" | "-" } , ( number | variable | "(" , sum , ")" ) ;
-    variable   = "n" | "o" | "d" ;
+    variable   = ( "n" | "o" | "a" ) , [ "." , metric ] , [ slice ] | "d" , [ slice ] ;
+    slice      = "[" , column , [ "=" , value ] , "]" ;          (* no value for a metric that compares groups *)
     number     = digits , [ "." , [ digits ] ] | "." , digits ;  (* no exponent, no percent sign *)
 
-`n` is the accuracy of the new model, `o` that of the old one (the champion), `d` the share of test rows on which their
-predictions differ; all three are fractions of the same test rows. White space separates and is otherwise ignored.
+`n` is the new model, `o` the old one (the champion), `a` the anchor (a version that stays pinned while champions come
+and go), each by its accuracy where no metric is named; `d` is the share of rows on which the predictions of the new
+model and of the champion differ. All are of the same test rows, or of those in the slice. A column is anything without
+`=` and `]`, a value anything without `]`. White space separates and is otherwise ignored.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from decimal import Decimal
+import difflib
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Final, Literal, NamedTuple, cast
+from typing import Final, NamedTuple, cast
 
+from mlops_assets.gate.clauses import (
+    METRICS,
+    MODELS,
+    OF_A_CLASS,
+    OVER_GROUPS,
+    Clause,
+    Condition,
+    Direction,
+    Model,
+    Slice,
+    Term,
+    decimal,
+)
 from mlops_assets.gate.tokens import ConditionError, Token, error_at, quoted, tokenize
 
-__all__ = ["ROW_STATES", "VARIABLES", "Clause", "Condition", "ConditionError", "Direction", "parse"]
+__all__ = ["Clause", "Condition", "ConditionError", "Slice", "Term", "parse"]
 
-Direction = Literal[">", "<", ">=", "<="]
-
-VARIABLES: Final[Mapping[str, str]] = {
-    "n": "accuracy of the new model",
-    "o": "accuracy of the old one, the champion",
-    "d": "share of predictions that differ",
-}
-
-# What one test row can contribute to (n, o, d); every value a clause can take lies in the convex hull of these.
-ROW_STATES: Final = ((0, 0, 0), (1, 1, 0), (1, 0, 1), (0, 1, 1), (0, 0, 1))
-
+_BARE_D: Final = Term("d", "")
 _MIRRORED: Final[Mapping[str, Direction]] = {">": "<", "<": ">", ">=": "<=", "<=": ">="}
 _SMALLEST, _LARGEST = Fraction(1, 10**9), Fraction(10**9)
 _DEEPEST_NESTING = 50
@@ -51,83 +55,6 @@ _NAME_HINTS: Final[Mapping[str, str]] = {
     "AND": "write 'and' in small letters",
     "And": "write 'and' in small letters",
 }
-
-
-@dataclass(frozen=True)
-class Clause:
-    """One comparison, as `coefficients · (n, o, d)  direction  threshold`.
-
-    The direction stays as written, so that messages read as their author thinks: only a clause with all its variables
-    on the right is turned round. Equality leaves out how and where a clause was written.
-
-    Attributes:
-        text: The clause as written, white space collapsed.
-        coefficients: Variable to factor; only factors that are not zero, at least one.
-        threshold: What the linear form is compared with.
-        direction: How it is compared.
-        tolerance: What stood after `+/-`; it sizes test sets and takes no part in a verdict.
-        start: Offset of the clause's first character in the condition's text.
-        end: Offset behind its last character.
-    """
-
-    text: str = field(compare=False)
-    coefficients: Mapping[str, float] = field(hash=False)
-    threshold: float
-    direction: Direction
-    tolerance: float | None
-    start: int = field(compare=False)
-    end: int = field(compare=False)
-
-    @property
-    def range(self) -> tuple[float, float]:
-        """The lowest and the highest value that the linear form can take, on any test set."""
-        factors = [Fraction(repr(self.coefficients.get(name, 0.0))) for name in VARIABLES]
-        values = [sum(f * value for f, value in zip(factors, state, strict=True)) for state in ROW_STATES]
-        return float(min(values)), float(max(values))
-
-    @property
-    def form(self) -> str:
-        """The linear form as text, positive terms first, such as `2*n - o`."""
-        form = ""
-        for name, factor in sorted(self.coefficients.items(), key=lambda item: item[1] < 0):
-            term = name if abs(factor) == 1 else f"{_decimal(abs(factor))}*{name}"
-            if form:
-                form += f" - {term}" if factor < 0 else f" + {term}"
-            else:
-                form = f"-{term}" if factor < 0 else term
-        return form
-
-    def __str__(self) -> str:
-        """Return the clause in its normal form, the threshold alone on the right."""
-        tolerance = "" if self.tolerance is None else f" +/- {_decimal(self.tolerance)}"
-        return f"{self.form} {self.direction} {_decimal(self.threshold)}{tolerance}"
-
-
-@dataclass(frozen=True)
-class Condition:
-    """A whole promotion rule: it holds when every clause holds.
-
-    Attributes:
-        clauses: At least one, in the order written.
-        text: The rule as written.
-    """
-
-    clauses: tuple[Clause, ...]
-    text: str = field(compare=False)
-
-    @property
-    def absolute(self) -> tuple[Clause, ...]:
-        """The clauses on `n` alone, which need no champion."""
-        return tuple(clause for clause in self.clauses if set(clause.coefficients) == {"n"})
-
-    @property
-    def relative(self) -> tuple[Clause, ...]:
-        """The clauses on `o` or `d`, which need a champion."""
-        return tuple(clause for clause in self.clauses if set(clause.coefficients) != {"n"})
-
-    def __str__(self) -> str:
-        """Return the normal form, which parses to an equal condition."""
-        return " and ".join(str(clause) for clause in self.clauses)
 
 
 def parse(text: str) -> Condition:
@@ -148,15 +75,17 @@ def parse(text: str) -> Condition:
 class _Linear(NamedTuple):
     """`sum(terms) + constant`, exact, so that what cancels on paper cancels here; terms hold no zeros."""
 
-    terms: Mapping[str, Fraction]
+    terms: Mapping[Term, Fraction]
     constant: Fraction
 
     def plus(self, other: _Linear, factor: int = 1) -> _Linear:
-        terms = {v: self.terms.get(v, Fraction(0)) + factor * other.terms.get(v, Fraction(0)) for v in VARIABLES}
-        return _Linear({v: c for v, c in terms.items() if c}, self.constant + factor * other.constant)
+        terms = dict(self.terms)
+        for term, coefficient in other.terms.items():
+            terms[term] = terms.get(term, Fraction(0)) + factor * coefficient
+        return _Linear({t: c for t, c in terms.items() if c}, self.constant + factor * other.constant)
 
     def times(self, factor: Fraction) -> _Linear:
-        return _Linear({v: c * factor for v, c in self.terms.items() if factor}, self.constant * factor)
+        return _Linear({t: c * factor for t, c in self.terms.items() if factor}, self.constant * factor)
 
 
 class _Parser:
@@ -167,6 +96,7 @@ class _Parser:
         self._tokens = tokenize(text)
         self._index = 0
         self._depth = 0
+        self._places: dict[Term, int] = {}
 
     def condition(self) -> Condition:
         if len(self._tokens) == 1:
@@ -181,6 +111,7 @@ class _Parser:
 
     def _clause(self) -> Clause:
         start = self._token.start
+        self._places = {}
         left = self._sum()
         comparison = self._take(*_MIRRORED)
         if comparison is None:
@@ -232,9 +163,11 @@ class _Parser:
             return _Linear({}, Fraction(token.text))
         if token.kind == "name" and token.text != "and":
             self._index += 1
-            return _Linear({self._variable(token): Fraction(1)}, Fraction(0))
+            term = self._term(token)
+            self._places.setdefault(term, token.start)
+            return _Linear({term: Fraction(1)}, Fraction(0))
         if not self._take("("):
-            raise self._unexpected("a number, n, o, d or '('")
+            raise self._unexpected("a number, n, o, a, d or '('")
         self._depth += 1
         if self._depth > _DEEPEST_NESTING:
             raise self._error(f"parentheses nest more than {_DEEPEST_NESTING} deep", token.start)
@@ -244,22 +177,47 @@ class _Parser:
         self._depth -= 1
         return inner
 
-    def _variable(self, token: Token) -> str:
-        name = token.text
-        if name in VARIABLES:
-            return name
-        if name in _NAME_HINTS:
-            raise self._error(f"'{name}' is not part of a condition: {_NAME_HINTS[name]}", token.start)
-        known = ", ".join(f"{variable} ({meaning})" for variable, meaning in VARIABLES.items())
-        if re.fullmatch(r"[noad]([.\[].*)?", name):
-            raise self._error(f"'{name}' is not available yet: a condition knows {known}", token.start)
-        raise self._error(f"unknown name '{name}': a condition knows {known}", token.start)
+    def _term(self, token: Token) -> Term:
+        name, bracket, rest = token.text.partition("[")
+        model, dot, metric = name.partition(".")
+        if model not in MODELS:
+            if name in _NAME_HINTS:
+                raise self._error(f"'{name}' is not part of a condition: {_NAME_HINTS[name]}", token.start)
+            known = ", ".join(f"{one} ({meaning})" for one, meaning in MODELS.items())
+            raise self._error(f"unknown name '{name}': a condition knows {known}", token.start)
+        where = self._slice(rest, token.start + len(name)) if bracket else None
+        if model == "d":
+            if dot:
+                problem = "d is a share of predictions and has no metric: write d, or d[column=value]"
+                raise self._error(problem, token.start)
+        elif dot:
+            self._check_metric(metric, token.start + len(model) + 1)
+        metric = metric or ("" if model == "d" else "accuracy")
+        if where and where.value is None and metric not in OVER_GROUPS:
+            problem = f"name the group that is meant, as in {name}[{where.column}=VALUE]"
+            raise self._error(problem, token.start + len(name))
+        if metric in OVER_GROUPS and (where is None or where.value is not None):
+            problem = f"{metric} compares the groups of a column: write {name}[COLUMN]"
+            raise self._error(problem, token.start)
+        return Term(cast("Model", model), metric, where)
+
+    def _check_metric(self, metric: str, start: int) -> None:
+        if metric in METRICS or metric.startswith(tuple(f"{one}_" for one in OF_A_CLASS)):
+            return
+        raise self._error(f"unknown metric '{metric}': {_suggestion(metric, [*METRICS])}", start)
+
+    def _slice(self, rest: str, start: int) -> Slice:
+        column, equals, value = rest.removesuffix("]").partition("=")
+        column, value = column.strip(), value.strip()
+        if not column or (equals and not value) or "[" in rest:
+            raise self._error("a slice is written [column=value]", start)
+        return Slice(column, value if equals else None)
 
     def _refuse_bare_d(self, left: _Linear, right: _Linear, left_start: int, right_start: int) -> None:
         """Some take d for a number of their choice; and n - o never exceeds d, so the clause would say nothing."""
         for side, other, start in ((left, right, left_start), (right, left, right_start)):
-            bare = set(side.terms) == {"d"} and abs(side.terms["d"]) == 1 and not side.constant
-            if bare and {"n", "o"} <= set(other.terms):
+            bare = [*side.terms] == [_BARE_D] and abs(side.terms[_BARE_D]) == 1 and not side.constant
+            if bare and {"n", "o"} <= {term.model for term in other.terms}:
                 problem = "d is the share of predictions that differ, which n - o never exceeds: write a number instead"
                 raise self._error(problem, start)
 
@@ -274,12 +232,13 @@ class _Parser:
             raise self._error(f"'{text}' says nothing about the models: no variable is left in it", start)
         clause = Clause(
             text=text,
-            coefficients={name: self._bounded(factor, start) for name, factor in form.terms.items()},
+            coefficients={term: self._bounded(factor, start) for term, factor in form.terms.items()},
             threshold=self._bounded(-form.constant, start),
             direction=direction,
             tolerance=tolerance,
             start=start,
             end=end,
+            places={term: place for term, place in self._places.items() if term in form.terms},
         )
         lowest, highest = clause.range
         possible = {
@@ -289,7 +248,7 @@ class _Parser:
             "<=": lowest <= clause.threshold,
         }
         if not possible[direction]:
-            between = f"{_decimal(lowest)} and {_decimal(highest)}"
+            between = f"{decimal(lowest)} and {decimal(highest)}"
             problem = f"'{text}' can never hold, as {clause.form} lies between {between} (0.8 stands for 80 %)"
             raise self._error(problem, start)
         return clause
@@ -320,6 +279,6 @@ class _Parser:
         return self._error(f"expected {expected}, found {found}{hint}", token.start)
 
 
-def _decimal(value: float) -> str:
-    """Write a number as the grammar reads it, without an exponent, to the last digit."""
-    return format(Decimal(repr(value)).normalize(), "f")
+def _suggestion(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}"

@@ -1,3 +1,4 @@
+import math
 import pickle
 
 import pytest
@@ -5,7 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mlops_assets.errors import MlopsError
-from mlops_assets.gate.condition import Condition, ConditionError, parse
+from mlops_assets.gate.condition import Condition, ConditionError, Slice, Term, parse
 
 
 def only(text: str):
@@ -27,12 +28,18 @@ def only(text: str):
         ("n - - o + +d > 1.", {"n": 1, "o": 1, "d": 1}, ">", 1, None),
         ("0.1*n + 0.2*n - 0.3*n + d < 0.5", {"d": 1}, "<", 0.5, None),
         ("n - o > 0.5*d", {"n": 1, "o": -1, "d": -0.5}, ">", 0, None),
+        ("n - a > -0.02", {"n": 1, "a": -1}, ">", -0.02, None),
+        ("n.accuracy + n.f1 > n - 0.1", {"n.f1": 1}, ">", -0.1, None),
+        ("d[ sex = Female ] < 0.1", {"d[sex=Female]": 1}, "<", 0.1, None),
+        ("n[age=30 to 40]-o[age=30 to 40] > 0", {"n[age=30 to 40]": 1, "o[age=30 to 40]": -1}, ">", 0, None),
+        ("n.equalized_odds_difference[sex] < 0.1", {"n.equalized_odds_difference[sex]": 1}, "<", 0.1, None),
+        ("n.log_loss - o.log_loss < -0.1", {"n.log_loss": 1, "o.log_loss": -1}, "<", -0.1, None),
     ],
 )
 def test_a_clause_becomes_a_linear_form(text, coefficients, direction, threshold, tolerance):
     clause = only(text)
 
-    assert dict(clause.coefficients) == coefficients
+    assert {str(term): factor for term, factor in clause.coefficients.items()} == coefficients
     assert (clause.direction, clause.threshold, clause.tolerance) == (direction, threshold, tolerance)
 
 
@@ -50,12 +57,36 @@ def test_absolute_and_relative_clauses_are_told_apart():
     condition = parse("n - o > 0 and n > 0.8 and d < 0.1 and o > 0.5 and 2*n >= 1")
 
     assert [clause.text for clause in condition.absolute] == ["n > 0.8", "2*n >= 1"]
-    assert [clause.text for clause in condition.relative] == ["n - o > 0", "d < 0.1", "o > 0.5"]
+    assert [clause.models for clause in condition.clauses][1:4] == [{"n"}, {"d"}, {"o"}]
+
+
+def test_a_term_is_what_its_text_says():
+    condition = parse("n.f1[sex=Female] - o > 0 and n.f1[sex=Female] > 0.5 and d < 0.2")
+
+    assert dict(condition.terms) == {
+        Term("n", "f1", Slice("sex", "Female")): 0,
+        Term("o"): 19,
+        Term("d", ""): 56,
+    }
+    said = str(condition.error_at(Term("o"), "there is no champion"))
+    assert said.splitlines()[0].endswith("line 1, column 20: there is no champion")
 
 
 @pytest.mark.parametrize(
     ("text", "lowest", "highest"),
-    [("n > 0", 0, 1), ("n - o > 0", -1, 1), ("2*n - o > 0", -1, 2), ("n - o + d > 0", 0, 2), ("n + o > 0", 0, 2)],
+    [
+        ("n > 0", 0, 1),
+        ("n - o > 0", -1, 1),
+        ("2*n - o > 0", -1, 2),
+        ("n - o + d > 0", 0, 2),
+        ("n + o > 0", 0, 2),
+        ("n + a - 2*o > 0", -2, 2),
+        ("d[sex=M] - n + o > 0", -1, 2),
+        ("2*n.f1 - o.f1 > 0", -1, 2),
+        ("n.brier < 1", 0, 2),
+        ("n.rmse < 9", 0, math.inf),
+        ("n.rmse - o.rmse < 9", -math.inf, math.inf),
+    ],
 )
 def test_the_range_is_that_of_one_row(text, lowest, highest):
     assert only(text).range == (lowest, highest)
@@ -66,9 +97,9 @@ def test_the_range_is_that_of_one_row(text, lowest, highest):
     [
         ("", 0, "is empty"),
         (" \n ", 0, "is empty"),
-        ("n -", 3, "expected a number, n, o, d or '(', found the end"),
+        ("n -", 3, "expected a number, n, o, a, d or '(', found the end"),
         ("n > 0.5 and", 11, "found the end of the condition"),
-        ("and n > 0.5", 0, "expected a number, n, o, d or '(', found 'and'"),
+        ("and n > 0.5", 0, "expected a number, n, o, a, d or '(', found 'and'"),
         ("n > 0.5 n > 0.6", 8, "expected 'and' or the end of the condition, found 'n'"),
         ("n 0.5", 2, "or a comparison (>, <, >=, <=), found '0.5'"),
         ("(n - o > 0.1", 7, "expected +, -, * or ')', found '>'"),
@@ -78,10 +109,24 @@ def test_the_range_is_that_of_one_row(text, lowest, highest):
         ("n - o >= 1.5", 0, "n - o lies between -1 and 1"),
         ("d < 0", 0, "can never hold"),
         ("n - o - d > 0", 0, "can never hold"),
-        ("n > 0.5 and x > 0.5", 12, "unknown name 'x': a condition knows n (accuracy of the new model), o ("),
-        ("n.recall > 0.5", 0, "'n.recall' is not available yet: a condition knows n ("),
-        ("n - n.recall[sex=Female] > 0", 4, "'n.recall[sex=Female]' is not available yet"),
-        ("n - a > 0.5", 4, "'a' is not available yet"),
+        ("n > 0.5 and x > 0.5", 12, "unknown name 'x': a condition knows n (the new model), o ("),
+        ("banana > 0.02 +/- 0.005", 0, "unknown name 'banana': a condition knows n (the new model)"),
+        ("n - > 0", 4, "expected a number, n, o, a, d or '(', found '>'"),
+        ("n - o > 0.02 +/-", 16, "expected a positive number after the tolerance sign, found the end"),
+        ("n - n.recal > 0", 6, "unknown metric 'recal': did you mean 'recall'?"),
+        ("n.beauty > 0", 2, "unknown metric 'beauty': there are accuracy, balanced_accuracy"),
+        ("n. > 0", 1, "unexpected '.'"),
+        ("d.f1 > 0", 0, "has no metric: write d, or d[column=value]"),
+        ("n.f1[sex] > 0", 4, "name the group that is meant, as in n.f1[sex=VALUE]"),
+        ("n.equalized_odds_difference < 0.1", 0, "compares the groups of a column"),
+        ("n.equalized_odds_difference[sex=M] < 0.1", 0, "write n.equalized_odds_difference[COLUMN]"),
+        ("n[] > 0", 1, "a slice is written [column=value]"),
+        ("n[=3] > 0", 1, "a slice is written [column=value]"),
+        ("n[sex= ] > 0", 1, "a slice is written [column=value]"),
+        ("n[a[b=3] > 0", 1, "a slice is written [column=value]"),
+        ("n[sex=M > 0", 1, "unexpected '['"),
+        ("n.f1 > 80", 0, "can never hold"),
+        ("n[sex=M] - o[sex=M] > 1", 0, "can never hold"),
         ("n - o > d", 8, "share of predictions that differ"),
         ("n > 0.5 and d < n - o", 12, "share of predictions that differ"),
         ("n - o > -d", 8, "share of predictions that differ"),
@@ -139,6 +184,7 @@ def test_an_error_survives_another_process():
         ("0.7 <= 2*n - o /\\ d<0.10", "2*n - o >= 0.7 and d < 0.1"),
         ("-n > -0.00001", "-n > -0.00001"),
         ("(n + n)*50 > 10*5", "100*n > 50"),
+        ("n.f1[ sex =F] - n.accuracy>.1", "n.f1[sex=F] - n > 0.1"),
     ],
 )
 def test_str_is_the_normal_form(text, normal):
@@ -146,29 +192,36 @@ def test_str_is_the_normal_form(text, normal):
     assert parse(normal) == parse(text)
 
 
+names = st.sampled_from("noad")
+terms = st.sampled_from(
+    ["n", "o", "a", "d", "n.f1", "o.recall_setosa", "a.log_loss", "n[sex=F]", "d[sex = F]", "n.ece[age=3 to 5]"]
+)
 numbers = st.decimals(0, 2, places=3).map(lambda value: format(value, "f"))
-factors = st.one_of(
-    numbers,
-    st.sampled_from("nod"),
-    st.tuples(numbers, st.sampled_from("nod")).map("*".join),
-    st.tuples(st.sampled_from("nod"), numbers).map(lambda pair: f"-{pair[0]} * ({pair[1]})"),
-)
-sums = st.recursive(
-    factors,
-    lambda inner: st.one_of(
-        st.tuples(inner, st.sampled_from([" + ", "-"]), inner).map("".join),
-        inner.map(lambda text: f"({text})"),
-        st.tuples(numbers, inner).map(lambda pair: f"{pair[0]}*({pair[1]})"),
-    ),
-    max_leaves=5,
-)
-clauses = st.tuples(
-    sums, st.sampled_from([" > ", "<", ">=", " <= "]), sums, st.sampled_from(["", " +/- 0.01", "±2"])
-).map("".join)
-conditions = st.lists(clauses, min_size=1, max_size=3).map(" and ".join)
 
 
-@given(conditions)
+def conditions(variables):
+    factors = st.one_of(
+        numbers,
+        variables,
+        st.tuples(numbers, variables).map("*".join),
+        st.tuples(variables, numbers).map(lambda pair: f"-{pair[0]} * ({pair[1]})"),
+    )
+    sums = st.recursive(
+        factors,
+        lambda inner: st.one_of(
+            st.tuples(inner, st.sampled_from([" + ", "-"]), inner).map("".join),
+            inner.map(lambda text: f"({text})"),
+            st.tuples(numbers, inner).map(lambda pair: f"{pair[0]}*({pair[1]})"),
+        ),
+        max_leaves=5,
+    )
+    clauses = st.tuples(
+        sums, st.sampled_from([" > ", "<", ">=", " <= "]), sums, st.sampled_from(["", " +/- 0.01", "±2"])
+    ).map("".join)
+    return st.lists(clauses, min_size=1, max_size=3).map(" and ".join)
+
+
+@given(conditions(terms))
 def test_the_normal_form_parses_to_an_equal_condition(text):
     condition = parsed_or_none(text)
     assume(condition is not None)
@@ -180,19 +233,19 @@ def test_the_normal_form_parses_to_an_equal_condition(text):
 
 
 @given(
-    conditions,
-    st.tuples(*[st.floats(0, 1)] * 3),
+    conditions(names),
+    st.tuples(*[st.floats(0, 1)] * 4),
 )
 def test_the_linear_form_says_what_the_text_says(text, values):
     condition = parsed_or_none(text)
     assume(condition is not None)
-    named = dict(zip("nod", values, strict=True))
+    named = dict(zip("noad", values, strict=True))
 
     for clause in condition.clauses:
         sides = clause.text.split("+/-")[0].split("±")[0].replace(">=", ">").replace("<=", "<")
         left, right = sides.split(">" if ">" in sides else "<")
         written = eval(left, {}, named) - eval(right, {}, named)
-        normal = sum(factor * named[name] for name, factor in clause.coefficients.items()) - clause.threshold
+        normal = sum(factor * named[str(term)] for term, factor in clause.coefficients.items()) - clause.threshold
         same_way = 1 if (">" in clause.direction) == (">" in sides) else -1
         assert normal == pytest.approx(same_way * written, abs=1e-9)
 
