@@ -10,6 +10,7 @@ from mlops_assets.pipeline import pipeline_folders
 from mlops_assets.resources.mlflow import MLflowResource
 from mlops_assets.resources.oxen import OxenResource
 from mlops_assets.resources.store import StoreResource
+from mlops_assets.sensors.registry import build_registry
 from mlops_assets.sensors.rematerialize import build_rematerialize
 from mlops_assets.sensors.run_status import build_run_status
 from mlops_assets.settings import settings
@@ -23,8 +24,9 @@ def defs() -> dg.Definitions:
     """Load every pipeline; nothing heavy is imported before a run needs it."""
     refuse_without_dagster_home()
     loaded = dg.load_from_defs_folder(path_within_project=Path(__file__).parent)
-    rematerialize = build_rematerialize(pipeline_folders(), list(loaded.jobs or ()))
-    return dg.Definitions.merge(loaded, dg.Definitions(sensors=[rematerialize]), platform())
+    folders, jobs = pipeline_folders(), list(loaded.jobs or ())
+    sensors = [build_rematerialize(folders, jobs), build_registry(folders, jobs)]
+    return dg.Definitions.merge(loaded, dg.Definitions(sensors=sensors), platform())
 
 
 def platform() -> dg.Definitions:

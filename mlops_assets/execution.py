@@ -11,11 +11,12 @@ import dagster as dg
 from dagster._core.events import JobFailureData, RunFailureReason
 
 from mlops_assets.assessment import Assessment
+from mlops_assets.assets.champion import MOVE_TAG
 from mlops_assets.assets.stage import TRIAL_TAG, is_lost
 from mlops_assets.errors import MlopsError
 from mlops_assets.liveness import hold
-from mlops_assets.pipeline import STAGES, Stage
-from mlops_assets.provenance import asset_key, job_name
+from mlops_assets.pipeline import STAGES, Pipeline, Stage
+from mlops_assets.provenance import PIPELINE_TAG, asset_key, job_name
 from mlops_assets.settings import settings
 from mlops_assets.store import Store
 
@@ -50,12 +51,34 @@ def execute(
         RunFailed: A step or a blocking check failed; says which, and what it said.
         RunInterrupted: Ctrl-C or SIGTERM ended it; Dagster and MLflow know.
     """
+    tags = {**now.tags, TRIAL_TAG: json.dumps(trial)} if trial else now.tags
+    return _executed(now.pipeline, stages, instance, tags)
+
+
+def execute_move(pipeline: Pipeline, instance: dg.DagsterInstance, move: Mapping[str, Any]) -> str:
+    """Move the champion by hand, as a run of its asset like any other; returns the run's id.
+
+    Args:
+        pipeline: Whose champion.
+        instance: The Dagster instance.
+        move: `how` ("rollback" or "hand"), `actor`, `reason`, and `to` or `version`.
+
+    Raises:
+        RunFailed: It cannot be done; says why.
+        RunInterrupted: Ctrl-C or SIGTERM ended it.
+    """
+    return _executed(pipeline, ["champion"], instance, {PIPELINE_TAG: pipeline.name, MOVE_TAG: json.dumps(move)})
+
+
+def _executed(
+    pipeline: Pipeline, stages: Sequence[Stage], instance: dg.DagsterInstance, tags: Mapping[str, str]
+) -> str:
     from mlops_assets.component import pipeline_definitions
     from mlops_assets.definitions import platform
 
     # This pipeline's definitions alone: another one that does not load is no obstacle.
-    definitions = dg.Definitions.merge(pipeline_definitions(now.pipeline), platform())
-    job = definitions.resolve_job_def(job_name(now.pipeline.name))
+    definitions = dg.Definitions.merge(pipeline_definitions(pipeline), platform())
+    job = definitions.resolve_job_def(job_name(pipeline.name))
     quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
     run_id = str(uuid.uuid4())
     hold(settings().home, run_id)  # before the run exists, so that it is found dead whenever this process dies
@@ -63,15 +86,15 @@ def execute(
         instance=instance,
         run_id=run_id,
         run_config=quiet,
-        asset_selection=[asset_key(now.pipeline.name, stage) for stage in stages],
-        tags={**now.tags, TRIAL_TAG: json.dumps(trial)} if trial else now.tags,
+        asset_selection=[asset_key(pipeline.name, stage) for stage in stages],
+        tags=dict(tags),
         raise_on_error=False,
     )
     if result.success:
         return run_id
-    name = f"run {run_id[:8]} of {now.pipeline.name}"
+    name = f"run {run_id[:8]} of {pipeline.name}"
     if _was_interrupted(result):
-        raise RunInterrupted(f"{name} was interrupted; `mlops run {now.pipeline.name}` goes on where it stopped")
+        raise RunInterrupted(f"{name} was interrupted; `mlops run {pipeline.name}` goes on where it stopped")
     raise RunFailed(f"{name} failed: {'; '.join(_failures(result))}")
 
 

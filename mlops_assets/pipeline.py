@@ -160,7 +160,14 @@ class Pipeline:
                 None,
                 {"columns": columns, "evaluation": versions.EVALUATION, "predict": versions.PREDICT},
             ),
-            "champion": (None, {"gate": spec.gate.model_dump(), "version": versions.GATE}),
+            "champion": (
+                None,
+                {
+                    "gate": spec.gate.model_dump(exclude_defaults=True),
+                    "slices": spec.slices,
+                    "version": versions.GATE,
+                },
+            ),
         }
 
 

@@ -21,6 +21,8 @@ CODE_VERSION: Final = "mlops/code_version"
 INPUTS: Final = "mlops/inputs"
 RECIPE: Final = "mlops/recipe"
 DIGEST: Final = "mlops/digest"
+LEDGER_HEAD: Final = "mlops/ledger_head"
+"""Number and hash of the ledger's last record when a champion was materialized: a cut or rewritten ledger lacks it."""
 
 
 PIPELINE_TAG: Final = "mlops/pipeline"

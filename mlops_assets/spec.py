@@ -197,16 +197,38 @@ class GateSpec(StrictModel):
     """When a challenger replaces the champion."""
 
     condition: Annotated[str, AfterValidator(_condition)] = Field(
-        description="For example `n - o > -0.10 and n > 0.80`: n new, o old, d share of differing predictions."
+        description="For example `n - o > -0.10 and n > 0.80 and n - a > -0.15`: n new, o old, a anchor; with metrics "
+        "and slices, `n.f1[sex=Female]`; docs/gate.md has the grammar."
     )
     reliability: float = Field(
         default=0.95,
         gt=0.5,
-        le=0.999999,  # the gate's intervals mean nothing beyond
-        description="One-sided confidence of the whole condition.",
+        le=0.999999,
+        description="One-sided confidence over all the decisions that a test set serves for.",
     )
     mode: Literal["fp-free", "fn-free"] = Field(
         default="fp-free", description="What an undecided condition means: `fp-free` keeps the champion."
+    )
+    method: Literal["efficient", "certified"] = Field(
+        default="efficient",
+        description="`efficient` uses score intervals where they are known to be sound; `certified` always those that "
+        "hold for every number of rows, which take more rows.",
+    )
+    steps: int = Field(
+        default=32,
+        ge=1,
+        le=10_000,
+        description="How many decisions a test set serves for; each then gets its part of the permitted error. A small "
+        "test set can afford few.",
+    )
+    adaptivity: Literal["none", "full", "first-change"] = Field(
+        default="none",
+        description="What those who make models learn from the decisions: `none` (or they do not act on it), `full` "
+        "(everything; then the error is divided by 2^steps), `first-change` (fresh test rows after a promotion).",
+    )
+    cold_start: Literal["gate", "hand"] = Field(
+        default="gate",
+        description="How the first champion is made: by the clauses on `n` alone, or by `mlops promote`.",
     )
     champion_alias: Annotated[str, AfterValidator(_alias)] = Field(
         default="champion",
@@ -214,6 +236,15 @@ class GateSpec(StrictModel):
         description="MLflow alias, of lower-case letters, digits, '_' and '-', of the version that answers users "
         "(`production` in older setups).",
     )
+
+    @model_validator(mode="after")
+    def _can_start(self) -> Self:
+        if self.cold_start == "gate" and not parse(self.condition).absolute:
+            raise ValueError(
+                f"'{self.condition}' has no clause on `n` alone, so no first model could pass it; add one such as "
+                "`n > 0.80`, or set `cold_start: hand`"
+            )
+        return self
 
 
 class PipelineSpec(StrictModel):
@@ -230,6 +261,10 @@ class PipelineSpec(StrictModel):
         default_factory=dict, description="Keyword arguments of the model function, for example `hidden: [32]`."
     )
     training: TrainingConfig = Field(default_factory=TrainingConfig)
+    slices: list[Column] = Field(
+        default_factory=list,
+        description="Columns of the dataset whose values are reported and judged apart, as in `n.recall[sex=Female]`.",
+    )
     gate: GateSpec
     schedule: Annotated[str, AfterValidator(_cron)] | None = Field(
         default=None,
@@ -245,6 +280,14 @@ class PipelineSpec(StrictModel):
             raise ValueError(
                 f"split.column '{self.split.column}' is the key or the target; name the one with the parts"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _judges_what_there_is(self) -> Self:
+        try:
+            parse(self.gate.condition).require(self.data.classes, self.slices)
+        except ConditionError as error:
+            raise ValueError(str(error)) from None
         return self
 
 

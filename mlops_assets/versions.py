@@ -24,5 +24,5 @@ PREDICT: Final = "1"
 EVALUATION: Final = "1"
 """`evaluation/metrics.py`: from probabilities to figures."""
 
-GATE: Final = "1"
+GATE: Final = "2"
 """`gate/`: from condition and predictions to a decision."""

@@ -79,7 +79,7 @@ def test_code_changes_run_what_uses_them(loop: Loop) -> None:
     (loop.folder / "helpers.py").write_text("FACTOR = 0.0\n")
     assert loop.settle() == ["features", "model", "evaluation", "champion"]
 
-    loop.edit("defs.yaml", "n > 0.80", "n > 0.81")
+    loop.edit("defs.yaml", "n > 0.75", "n > 0.76")
     assert loop.settle() == ["champion"]
     assert trainings(loop) == 3
 

@@ -24,7 +24,7 @@ pytestmark = [
 def test_a_refused_challenger_is_a_normal_outcome(loop: Loop) -> None:
     loop.commit(samples.iris())
     loop.settle()
-    loop.edit("defs.yaml", "n - o > -0.10", "n - o > 0.30")
+    loop.edit("defs.yaml", "n - o > -0.15", "n - o > 0.30")
     loop.edit("defs.yaml", "learning_rate: 0.01", "learning_rate: 0.02")
     request = loop.tick()
     assert isinstance(request, dg.RunRequest)
@@ -48,7 +48,7 @@ def test_a_refused_challenger_is_a_normal_outcome(loop: Loop) -> None:
 
 
 def test_a_first_challenger_that_is_too_weak_is_not_promoted(loop: Loop) -> None:
-    loop.edit("defs.yaml", "n > 0.80", "n > 0.99")
+    loop.edit("defs.yaml", "n > 0.75", "n > 0.99")
     loop.commit(samples.iris())
     assert loop.settle() == list(STAGES)
     facts = champion_facts(loop.instance, "iris")
@@ -124,7 +124,7 @@ def test_a_feature_that_changed_its_meaning_is_not_shown_to_the_champion(loop: L
     loop.edit(
         "features.py", "sepal_area=", "**{name: pl.col(name) * 10 for name in frame.columns[1:5]},\n        sepal_area="
     )
-    loop.edit("defs.yaml", "n - o > -0.10", "n - o > 0.30")
+    loop.edit("defs.yaml", "n - o > -0.15", "n - o > 0.30")
     assert loop.settle() == ["features", "model", "evaluation", "champion"]
     after = champion_facts(loop.instance, "iris")
     assert before is not None

@@ -91,7 +91,7 @@ def test_a_misspelt_training_field_lists_the_allowed_ones(tmp_path: Path) -> Non
 
 
 def test_a_condition_that_does_not_parse_has_a_position(tmp_path: Path) -> None:
-    text = IRIS.replace("n - o > -0.10 and n > 0.80", "banana > 0.02")
+    text = IRIS.replace("n - o > -0.15 and n > 0.75", "banana > 0.02")
     message = refused(tmp_path, text)
     assert f"defs.yaml:{line_of(text, 'banana')}: attributes.gate.condition" in message
     assert "banana" in message

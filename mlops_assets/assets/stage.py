@@ -222,6 +222,16 @@ class StageRun:
             metadata={**metadata, **provenance_metadata(self.recipe, digest)},
         )
 
+    def result_as_before(self, digest: str, metadata: Mapping[str, Any]) -> dg.MaterializeResult[Any]:
+        """A materialization that leaves open what was open: it records the provenance of the one before it."""
+        made = self.state.get(self.stage)
+        kept = Recipe(self.name, made.code_version, made.inputs) if made else Recipe(self.name, "", {})
+        return dg.MaterializeResult(
+            asset_key=asset_key(self.pipeline.name, self.stage),
+            data_version=dg.DataVersion(digest),
+            metadata={**metadata, **provenance_metadata(kept, digest)},
+        )
+
     def require_unchanged_source(self) -> None:
         """Refuse to record an output under a code version that may not be what ran.
 

@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from mlops_assets.cli import console, data, demo, doctor, new, run, status, store, up, versions
+from mlops_assets.cli import console, data, demo, doctor, gate, ledger, moves, new, run, status, store, up, versions
 from mlops_assets.errors import MlopsError
 
 app = typer.Typer(
@@ -35,6 +35,12 @@ data.app.command("cleanup", epilog="Example: mlops data cleanup iris --hours 1")
 app.command("status")(status.status)
 app.command("run")(run.run)
 app.command("new")(new.new)
+app.add_typer(ledger.app, name="ledger")
+app.command("at")(ledger.at)
+app.command("anchor")(ledger.anchor)
+app.command("promote")(moves.promote)
+app.command("rollback")(moves.rollback)
+app.add_typer(gate.app, name="gate")
 app.add_typer(store.app, name="store")
 app.command("doctor")(doctor.doctor)
 app.command("env")(up.env)

@@ -272,7 +272,7 @@ def _condition(source: Pipeline, here: Settings) -> str:
         if table and clause.form == "n - o" and clause.direction in {">", ">="} and clause.threshold < 0:
             from mlops_assets.cli.sources import margin
 
-            narrow = margin(table.rows * source.spec.split.test, gate.reliability, len(condition.clauses))
+            narrow = margin(table.rows * source.spec.split.test, gate, len(condition.clauses))
             tolerance = "" if clause.tolerance is None else f" +/- {clause.tolerance:g}"
             text = f"n - o {clause.direction} -{narrow:.2f}{tolerance}"
             return gate.condition[: clause.start] + text + gate.condition[clause.end :]

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from mlops_assets.cli.console import out
 from mlops_assets.cli.derive import VALIDATION, first_split
-from mlops_assets.cli.sources import margin, spec_text
+from mlops_assets.cli.sources import margin, spec_text, steps
 from mlops_assets.errors import MlopsError
 from mlops_assets.spec import PipelineSpec
 
@@ -123,7 +123,7 @@ def look(place: Path, files: Mapping[str, Path], name: str) -> Looked:
 
 def spec_source(looked: Looked, like: PipelineSpec, *, description: str) -> str:
     """`defs.yaml`, with the parameters, the training and the reliability of another pipeline of images."""
-    narrow = margin(looked.test_rows, like.gate.reliability, clauses=2)
+    narrow = margin(looked.test_rows, like.gate.model_copy(update={"steps": steps(looked.test_rows)}), clauses=2)
     threshold = min(0.99, math.floor(looked.commonest * 100) / 100)
     return spec_text(
         like,

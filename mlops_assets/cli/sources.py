@@ -17,18 +17,29 @@ from typing import Any, Final
 import yaml
 
 from mlops_assets.cli.derive import VALIDATION, Derived
+from mlops_assets.gate.budget import Budget
 from mlops_assets.gate.decide import smallest_margin
-from mlops_assets.spec import COMPONENT_TYPE, PipelineSpec
+from mlops_assets.spec import COMPONENT_TYPE, GateSpec, PipelineSpec
 
 DISAGREEMENT: Final = 0.1
 """Share of test rows on which exactly one of two comparable models is right: few tables and models come above it."""
 
+FEW_STEPS: Final = 8
+MANY_ROWS: Final = 1000
+"""Test rows from which a test set can serve for as many decisions as a gate makes by default."""
+
 LINE: Final = 120
 
 
-def margin(rows: float, reliability: float, clauses: int) -> float:
-    """The margin of `n - o > -margin` that a test set of about so many rows can decide."""
-    return smallest_margin(max(1, round(rows)), reliability=reliability, disagreement=DISAGREEMENT, clauses=clauses)
+def steps(rows: float) -> int:
+    """How many decisions a test set of about so many rows can afford."""
+    return FEW_STEPS if rows < MANY_ROWS else GateSpec.model_fields["steps"].default
+
+
+def margin(rows: float, gate: GateSpec, clauses: int) -> float:
+    """The margin of `n - o > -margin` that a test set of about so many rows can decide, as often as the gate says."""
+    level = Budget(gate.reliability, gate.steps, gate.adaptivity).level
+    return smallest_margin(max(1, round(rows)), reliability=level, disagreement=DISAGREEMENT, clauses=clauses)
 
 
 def schema_source(derived: Derived, path: str) -> str:
@@ -132,10 +143,10 @@ def spec_source(derived: Derived, like: PipelineSpec, *, path: str, description:
     """`defs.yaml`, with the parameters, the training and the reliability of another pipeline."""
     training: dict[str, Any] = like.training.model_dump(exclude_unset=True)
     # A hundred steps or so per epoch: small steps over a large table only cost time.
-    steps = 1 << max(0, (derived.rows // 100).bit_length() - 1)
-    training["batch_size"] = min(1024, max(like.training.batch_size, steps))
+    batch = 1 << max(0, (derived.rows // 100).bit_length() - 1)
+    training["batch_size"] = min(1024, max(like.training.batch_size, batch))
     test_rows = round(derived.rows * derived.test)
-    narrow = margin(test_rows, like.gate.reliability, clauses=2)
+    narrow = margin(test_rows, like.gate.model_copy(update={"steps": steps(test_rows)}), clauses=2)
     threshold = min(0.99, math.floor(derived.commonest * 100) / 100)
     return spec_text(
         like,
@@ -175,10 +186,16 @@ def spec_text(
         {"functions": {"model": network}} if "network" in like.functions.model_fields_set else {},
         {"parameters": like.parameters} if like.parameters else {},
         {"training": training},
-        {"gate": {"condition": f"n - o > -{narrow:.2f} and n > {threshold:.2f}", "reliability": like.gate.reliability}},
+        {
+            "gate": {
+                "condition": f"n - o > -{narrow:.2f} and n > {threshold:.2f}",
+                "reliability": like.gate.reliability,
+                "steps": steps(test_rows),
+            }
+        },
     ]
     told = (
-        f"    # {narrow:.2f} is what about {test_rows} test rows can decide,\n"
+        f"    # {narrow:.2f} is what about {test_rows} test rows can decide {steps(test_rows)} times,\n"
         f"    # {threshold:.2f} the accuracy of always naming the commonest class.\n"
     )
     text = "\n".join("".join(_block(section, "  ")) for section in sections if section)

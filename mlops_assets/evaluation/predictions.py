@@ -1,4 +1,4 @@
-"""Predictions on a test set, kept by (model digest, test-set digest), and paired for the gate.
+"""Predictions on a test set, kept by (model digest, test-set digest).
 
 The champion is therefore no input of the evaluation: whoever wants its predictions on today's test rows finds them, or
 makes them once.
@@ -16,15 +16,11 @@ from numpy.typing import NDArray
 from mlops_assets import versions
 from mlops_assets.data.arrays import Arrays
 from mlops_assets.data.readers import from_parquet_bytes, table_digest, to_parquet_bytes
-from mlops_assets.errors import MlopsError
 from mlops_assets.fingerprint import Recipe, digest
-from mlops_assets.gate.decide import Paired
 from mlops_assets.store import Entry, Store
 
 ONNX: Final = "model.onnx"
 FILE: Final = "predictions.parquet"
-PAIRED_SHARE: Final = 0.5
-"""Of today's test rows that must be paired: fewer are another test set, and what they say is not about this one."""
 
 
 def predict_stored(store: Store, pipeline: str, model: Entry, test: Arrays, classes: Sequence[str]) -> Entry:
@@ -67,25 +63,3 @@ def probabilities(entry: Entry) -> NDArray[np.float64]:
     """The probabilities of stored predictions, shape (rows, classes)."""
     frame = from_parquet_bytes(entry.read(FILE))
     return frame.select(pl.selectors.matches(r"^p\d+$")).to_numpy().astype(np.float64)
-
-
-class TooFewPairs(MlopsError):
-    """Two models' predictions are of test rows that are hardly the same."""
-
-
-def pair(new: Entry, old: Entry | None) -> Paired:
-    """Put two models' predictions side by side, on the rows that both judged, under today's labels.
-
-    The champion's may be of an older test set: a row keeps its key and its part of the split when data grow.
-
-    Raises:
-        TooFewPairs: Less than half of today's test rows are among the champion's.
-    """
-    left = from_parquet_bytes(new.read(FILE))
-    if old is None:
-        return Paired(left["label"].to_numpy(), left["predicted"].to_numpy())
-    right = from_parquet_bytes(old.read(FILE)).select("key", old="predicted")
-    both = left.join(right, on="key", how="inner", maintain_order="left")
-    if both.height < PAIRED_SHARE * left.height:
-        raise TooFewPairs(f"only {both.height} of {left.height} test rows are among those that the champion judged")
-    return Paired(both["label"].to_numpy(), both["predicted"].to_numpy(), both["old"].to_numpy())

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
@@ -49,6 +50,19 @@ METRICS: Final[Mapping[str, tuple[float, float]]] = {
 
 OF_A_CLASS: Final = ("f1", "precision", "recall")
 """Metrics that are also known by class, as `recall_setosa`."""
+
+BINARY: Final = (
+    "auc",
+    "f1",
+    "precision",
+    "recall",
+    "selection_rate",
+    "false_positive_rate",
+    "false_negative_rate",
+    "demographic_parity_difference",
+    "equalized_odds_difference",
+)
+"""Metrics that need a positive and a negative class."""
 
 OVER_GROUPS: Final = ("demographic_parity_difference", "equalized_odds_difference")
 """Metrics that compare the groups of a column, as `n.equalized_odds_difference[sex]`."""
@@ -195,6 +209,30 @@ class Condition:
         """Make the error that points at a variable, for whoever knows which slices and classes there are."""
         return error_at(self.text, self.terms[term], problem)
 
+    def require(self, classes: Sequence[str], columns: Collection[str]) -> None:
+        """Check that classes and slice columns are there, and that metrics fit the number of classes.
+
+        Args:
+            classes: The classes, the positive one of two last.
+            columns: The columns by whose values rows can be told apart.
+
+        Raises:
+            ConditionError: A term asks for something else; points at it.
+        """
+        named = {class_name(one) for one in classes}
+        for term in self.terms:
+            metric, _, of_class = term.metric.partition("_")
+            if term.slice and term.slice.column not in columns:
+                known = ", ".join(columns) or "none; name some as `slices`"
+                raise self.error_at(term, f"there is no slice column '{term.slice.column}' (known: {known})")
+            if term.metric in METRICS:
+                if term.metric in BINARY and len(classes) != 2:
+                    hint = f": write {term.model}.{term.metric}_CLASS" if term.metric in OF_A_CLASS else ""
+                    raise self.error_at(term, f"{term.metric} is of two classes, and there are {len(classes)}{hint}")
+            elif term.metric and metric in OF_A_CLASS and of_class not in named:
+                known = ", ".join(sorted(named))
+                raise self.error_at(term, f"there is no class '{of_class}' (known: {known})")
+
     def __str__(self) -> str:
         """Return the normal form, which parses to an equal condition."""
         return " and ".join(str(clause) for clause in self.clauses)
@@ -203,3 +241,8 @@ class Condition:
 def decimal(value: float) -> str:
     """Write a number as the grammar reads it, without an exponent, to the last digit."""
     return format(Decimal(repr(value)).normalize(), "f")
+
+
+def class_name(name: str) -> str:
+    """Write a class as the name of a metric can hold it, `recall_New_York`."""
+    return re.sub(r"\W+", "_", name)

@@ -1,78 +1,42 @@
 """From a condition and paired predictions to a verdict that people can read.
 
-Belongs here: which interval a clause gets, three-valued logic, and the sentence. Not here: the intervals themselves,
+Belongs here: three-valued logic over clauses, and the sentence. Not here: which interval a clause gets (`bounds.py`),
 the condition's grammar, what a promotion does.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal, assert_never, get_args
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final, Literal, Self, assert_never, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mlops_assets.gate import GateError
-from mlops_assets.gate.condition import Clause, Condition
-from mlops_assets.gate.intervals import Interval, empirical_bernstein, tango, wilson
+from mlops_assets.gate.bounds import MOST_EFFICIENT, Method, bound, more_rows
+from mlops_assets.gate.clauses import Clause, Condition
+from mlops_assets.gate.intervals import Interval, certified_exceeds, efficient_is_sound, tango
+from mlops_assets.gate.metrics import Meter
+from mlops_assets.gate.rows import Paired
 
 Mode = Literal["fp-free", "fn-free"]
 Verdict = Literal["true", "false", "unknown", "by hand"]
 ClauseVerdict = Literal["true", "false", "unknown", "skipped"]
 
-# Beyond this the normal approximation behind the score intervals means nothing on test sets of a usual size.
-_MOST_RELIABLE: Final = 0.999999
+# Closer to one a float does not tell levels apart.
+_MOST_RELIABLE: Final = 1 - 1e-15
+_HIGHEST_LEVEL: Final = 1 - 2.0**-53
 
 _NAMES: Final = {
     "n": "accuracy",
     "o": "accuracy of the champion",
     "d": "share of differing predictions",
+    "a": "accuracy of the anchor",
     "n - o": "difference",
+    "n - a": "difference",
     "o - n": "difference",
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Paired:
-    """What two models said about the same test rows, in the same order.
-
-    Attributes:
-        label: True classes, shape (rows,), numbers or text.
-        new: Classes that the new model predicted, shape (rows,), of the same kind as the labels.
-        old: Classes that the champion predicted, likewise; None when there is no champion.
-    """
-
-    label: NDArray[Any]
-    new: NDArray[Any]
-    old: NDArray[Any] | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be compared row by row.
-
-        Raises:
-            GateError: Not one value per row, no rows, a missing value, or numbers beside text.
-        """
-        columns = {"labels": self.label, "new model's predictions": self.new}
-        if self.old is not None:
-            columns["champion's predictions"] = self.old
-        kinds = {name: _kind(name, values) for name, values in columns.items()}
-        rows = {name: len(values) for name, values in columns.items()}
-        if len(set(rows.values())) > 1:
-            told = ", ".join(f"{count} {name}" for name, count in rows.items())
-            message = f"the test rows do not match ({told}): pair predictions of one and the same test set"
-            raise GateError(message)
-        if not len(self.label):
-            message = "there are no test rows to judge by: give the gate at least one"
-            raise GateError(message)
-        if len(set(kinds.values())) > 1:
-            told = ", ".join(f"{name} are {kind}" for name, kind in kinds.items())
-            message = f"the classes do not match ({told}): write the classes of all of them in one way"
-            raise GateError(message)
-
-    def __len__(self) -> int:
-        """Return the number of test rows."""
-        return len(self.label)
 
 
 @dataclass(frozen=True)
@@ -87,8 +51,12 @@ class ClauseResult:
         upper: What it is at most, at `level`.
         threshold: What it is compared with.
         level: One-sided confidence of each bound.
-        method: Name of the interval.
+        method: Name of the interval, with its source.
         rows: Test rows it rests on.
+        note: Why the interval is not the usual one, what it is worth, that the rows are too few for the clause's
+            tolerance; else "".
+        more_rows: How many more labelled rows would settle an unknown clause at today's estimate and disagreement; None
+            where it is settled, or where that cannot be told.
     """
 
     text: str
@@ -100,6 +68,8 @@ class ClauseResult:
     level: float | None
     method: str | None
     rows: int
+    note: str = ""
+    more_rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -111,19 +81,51 @@ class Decision:
         verdict: "false" if any clause is, else "unknown" if any is, else "true"; "by hand" if none could be judged.
         reason: One sentence for people.
         clauses: Every clause of the condition, in its order.
+        disagree: Rows on which the new model and the champion differ.
     """
 
     promote: bool
     verdict: Verdict
     reason: str
     clauses: tuple[ClauseResult, ...]
+    disagree: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the decision as what JSON can hold."""
-        return {**asdict(self), "clauses": [asdict(clause) for clause in self.clauses]}
+        """Return the decision as what JSON can hold; a bound at infinity is None."""
+        stored = asdict(self)
+        for clause in stored["clauses"]:
+            clause |= {end: None for end in ("lower", "upper") if not math.isfinite(clause[end] or 0.0)}
+        return {**stored, "clauses": list(stored["clauses"])}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` wrote.
+
+        Args:
+            stored: The dictionary, as it came out of JSON.
+
+        Returns:
+            An equal decision.
+
+        Raises:
+            GateError: A part is missing or unknown.
+        """
+        try:
+            clauses = tuple(_unbounded(ClauseResult(**clause)) for clause in stored["clauses"])
+            return cls(**{**stored, "clauses": clauses})
+        except (KeyError, TypeError) as error:
+            message = f"this stored decision cannot be read ({error}): let the gate decide again"
+            raise GateError(message) from error
 
 
-def decide(condition: Condition, predictions: Paired, *, reliability: float, mode: Mode = "fp-free") -> Decision:
+def decide(
+    condition: Condition,
+    paired: Paired,
+    *,
+    reliability: float,
+    mode: Mode = "fp-free",
+    method: Method = "efficient",
+) -> Decision:
     """Judge a new model.
 
     A clause is true when its bound lies beyond the threshold, false when the opposite bound lies short of it, else
@@ -133,34 +135,44 @@ def decide(condition: Condition, predictions: Paired, *, reliability: float, mod
 
     Args:
         condition: What has to hold.
-        predictions: What the models said on the test rows; without a champion, clauses on `o` or `d` are skipped.
-        reliability: One-sided confidence in the verdict, from 0.5 to 0.999999.
+        paired: What the models said on the test rows; clauses on a model that is not there are skipped.
+        reliability: One-sided confidence in the verdict, from 0.5 to 1 - 1e-15.
         mode: "fp-free" promotes on "true" alone, "fn-free" also on "unknown".
+        method: "efficient" takes intervals that err about as often as they say (at most a quarter more often) where
+            they are sound, "certified" those alone that never err more often, on any test set; under it a clause
+            without such an interval is unknown.
 
     Returns:
-        The decision; without a champion and without a clause on `n` alone it is "by hand".
+        The decision; "by hand" when no clause can be judged, for want of a champion or of an anchor.
 
     Raises:
-        GateError: The reliability or the mode is none.
+        ConditionError: A metric, class or slice is not there; points at the term.
+        GateError: The reliability, the mode or the method is none, or a label is none of the classes.
     """
     _check_reliability(reliability)
-    if mode not in get_args(Mode):
-        message = f"the gate's mode '{mode}' is unknown: choose fp-free or fn-free"
-        raise GateError(message)
-    judged = condition.clauses if predictions.old is not None else condition.absolute
+    _check_choice("mode", mode, get_args(Mode))
+    _check_choice("method", method, get_args(Method))
+    meter = Meter(condition, paired)
+    disagree = 0 if paired.old is None else int((paired.new.predicted != paired.old.predicted).sum())
+    missing = _missing(paired)
+    judged = [clause for clause in condition.clauses if not clause.models & set(missing)]
     if not judged:
         rule = " ".join(condition.text.split())
-        reason = f"there is no champion yet that '{rule}' could compare with: the first promotion needs a hand"
-        return Decision(False, "by hand", reason, tuple(_skipped(c, predictions) for c in condition.clauses))
+        wanted = " and ".join(_wanted(condition.clauses, missing)).removeprefix("a ").removeprefix("an ")
+        reason = f"there is no {wanted} yet that '{rule}' could compare with: the first promotion needs a hand"
+        skipped = tuple(_skipped(clause, len(paired)) for clause in condition.clauses)
+        return Decision(False, "by hand", reason, skipped, disagree)
     level = _level(reliability, len(judged))
     results = tuple(
-        _judge(clause, predictions, level) if clause in judged else _skipped(clause, predictions)
+        _skipped(clause, len(paired)) if clause.models & set(missing) else _judge(clause, meter, level, method)
         for clause in condition.clauses
     )
     verdicts = {result.verdict for result in results}
     verdict: Verdict = "false" if "false" in verdicts else "unknown" if "unknown" in verdicts else "true"
     promote = verdict == "true" or (verdict == "unknown" and mode == "fn-free")
-    return Decision(promote, verdict, _reason(results, condition, verdict, mode), results)
+    without = [clause for clause in condition.clauses if clause not in judged]
+    reason = _reason(results, condition, verdict, mode, _wanted(without, missing))
+    return Decision(promote, verdict, reason, results, disagree)
 
 
 def smallest_margin(rows: int, *, reliability: float, disagreement: float, clauses: int = 2) -> float:
@@ -183,64 +195,64 @@ def smallest_margin(rows: int, *, reliability: float, disagreement: float, claus
         message = f"a disagreement of {disagreement} over {clauses} clauses is impossible: give a share and a count"
         raise GateError(message)
     each = min(round(disagreement * rows / 2), rows // 2)
-    bound = tango(each, each, rows, _level(reliability, clauses)).lower
-    hundredths = max(1, math.floor(-bound * 100))
-    while not bound > -hundredths / 100:
-        hundredths += 1
-    return hundredths / 100
+    level = _level(reliability, clauses)
+    # A difference is above -1 whatever the rows say.
+    margins = np.arange(1, 102) / 100
+    sound = efficient_is_sound(each, each, rows, margins) & (level <= MOST_EFFICIENT)
+    enough = np.where(
+        sound, tango(each, each, rows, level).lower > -margins, certified_exceeds(each, each, rows, level, -margins)
+    )
+    return float(margins[enough.argmax()])
 
 
-def _judge(clause: Clause, predictions: Paired, level: float) -> ClauseResult:
-    interval, method = _interval(clause, predictions, level)
+def _judge(clause: Clause, meter: Meter, level: float, method: Method) -> ClauseResult:
+    found = bound(clause, {term: meter.measure(term) for term in clause.coefficients}, level, method)
+    verdict = _verdict(clause, found.interval)
+    value, lower, upper = found.interval
+    notes = [found.note] if found.note else []
+    width = max(value - lower, upper - value)
+    if clause.tolerance is not None and width > clause.tolerance:
+        notes.append(f"too few rows for +/- {clause.tolerance:g}: they tell +/- {width:.2g}")
     return ClauseResult(
         text=clause.text,
-        verdict=_verdict(clause, interval),
-        estimate=interval.estimate,
-        lower=interval.lower,
-        upper=interval.upper,
+        verdict=verdict,
+        estimate=value,
+        lower=lower,
+        upper=upper,
         threshold=clause.threshold,
         level=level,
-        method=method,
-        rows=len(predictions),
+        method=found.method,
+        rows=found.rows,
+        note="; ".join(notes),
+        more_rows=more_rows(clause, found, level, method) if verdict == "unknown" else None,
     )
 
 
-def _skipped(clause: Clause, predictions: Paired) -> ClauseResult:
-    return ClauseResult(clause.text, "skipped", None, None, None, clause.threshold, None, None, len(predictions))
+def _skipped(clause: Clause, rows: int) -> ClauseResult:
+    return ClauseResult(clause.text, "skipped", None, None, None, clause.threshold, None, None, rows)
 
 
-def _interval(clause: Clause, predictions: Paired, level: float) -> tuple[Interval, str]:
-    """Bound the clause's linear form by the sharpest interval that fits it."""
-    rows = len(predictions)
-    columns = _columns(predictions)
-    factors = clause.coefficients
-    if len(factors) == 1:
-        ((name, factor),) = factors.items()
-        return _scaled(wilson(int(columns[name].sum()), rows, level), factor), "Wilson score"
-    if set(factors) == {"n", "o"} and factors["n"] == -factors["o"]:
-        gains = int((columns["n"] & ~columns["o"]).sum())
-        losses = int((columns["o"] & ~columns["n"]).sum())
-        return _scaled(tango(gains, losses, rows, level), factors["n"]), "Tango score"
-    values = np.zeros(rows)
-    for name, factor in factors.items():
-        values += factor * columns[name]
-    lowest, highest = clause.range
-    # The range is rounded once, the values at every addition.
-    return empirical_bernstein(values.clip(lowest, highest), lowest, highest, level), "empirical Bernstein"
+def _unbounded(result: ClauseResult) -> ClauseResult:
+    """Put back the infinity that JSON does not hold."""
+    if result.estimate is None:
+        return result
+    return replace(
+        result,
+        lower=-math.inf if result.lower is None else result.lower,
+        upper=math.inf if result.upper is None else result.upper,
+    )
 
 
-def _columns(predictions: Paired) -> dict[str, NDArray[np.bool_]]:
-    """Return, per variable of a condition, what each row contributes to it; shape (rows,)."""
-    columns = {"n": predictions.new == predictions.label}
-    if predictions.old is not None:
-        columns["o"] = predictions.old == predictions.label
-        columns["d"] = predictions.new != predictions.old
-    return columns
+def _missing(paired: Paired) -> dict[str, str]:
+    """The variables that nothing is known of, and what they stand for."""
+    missing = {"o": "a champion", "d": "a champion"} if paired.old is None else {}
+    return missing if paired.anchor is not None else missing | {"a": "an anchor"}
 
 
-def _scaled(interval: Interval, factor: float) -> Interval:
-    estimate, first, second = (value * factor for value in interval)
-    return Interval(estimate, min(first, second), max(first, second))
+def _wanted(clauses: Iterable[Clause], missing: Mapping[str, str]) -> list[str]:
+    """Name what is missing for clauses, each once."""
+    models = {model for clause in clauses for model in clause.models}
+    return list(dict.fromkeys(name for model, name in missing.items() if model in models))
 
 
 def _verdict(clause: Clause, interval: Interval) -> ClauseVerdict:
@@ -259,7 +271,9 @@ def _verdict(clause: Clause, interval: Interval) -> ClauseVerdict:
     return "true" if holds else "false" if fails else "unknown"
 
 
-def _reason(results: tuple[ClauseResult, ...], condition: Condition, verdict: Verdict, mode: Mode) -> str:
+def _reason(
+    results: tuple[ClauseResult, ...], condition: Condition, verdict: Verdict, mode: Mode, wanted: list[str]
+) -> str:
     """Say what decided: the false clauses if any, else the unknown ones if any, else all true ones."""
     deciding = [
         _sentence(result, clause)
@@ -267,11 +281,19 @@ def _reason(results: tuple[ClauseResult, ...], condition: Condition, verdict: Ve
         if result.verdict == verdict
     ]
     if verdict == "unknown":
-        deciding.append("fn-free mode promotes all the same" if mode == "fn-free" else "more test rows would decide it")
+        deciding.append("fn-free mode promotes all the same" if mode == "fn-free" else _advice(results))
     skipped = [result.text for result in results if result.verdict == "skipped"]
     if skipped:
-        deciding.append(f"skipped for want of a champion: {', '.join(skipped)}")
+        deciding.append(f"skipped for want of {' and '.join(wanted)}: {', '.join(skipped)}")
     return "; ".join(deciding)
+
+
+def _advice(results: tuple[ClauseResult, ...]) -> str:
+    """Say what would settle the unknown clauses."""
+    needed = [result.more_rows for result in results if result.verdict == "unknown"]
+    if None in needed:
+        return "it cannot be told how many test rows would decide it"
+    return f"about {max(rows for rows in needed if rows)} more labelled test rows like these would decide it"
 
 
 def _sentence(result: ClauseResult, clause: Clause) -> str:
@@ -288,10 +310,12 @@ def _sentence(result: ClauseResult, clause: Clause) -> str:
     else:
         said, bounds = "fails", f"at most {upper}" if grows else f"at least {lower}"
     name = _NAMES.get(clause.form, "value")
-    rows = f"{result.rows} {'rows' if set(clause.coefficients) == {'n'} else 'paired rows'}"
+    rows = f"{result.rows} {'rows' if len(clause.models) == 1 and 'd' not in clause.models else 'paired rows'}"
     estimate = _shown(result.estimate, clause.threshold)
-    confidence = f"{100 * result.level:.6g} % confidence"
-    return f"{result.text} {said}: {name} {estimate}, {bounds} with {confidence} ({result.method}, {rows})"
+    error = 1 - result.level
+    confidence = f"{100 * result.level:.6g} % confidence" if error > 1e-7 else f"confidence 1 - {error:.1e}"
+    note = f"; {result.note}" if result.note else ""
+    return f"{result.text} {said}: {name} {estimate}, {bounds} with {confidence} ({result.method}, {rows}{note})"
 
 
 def _shown(value: float, threshold: float) -> str:
@@ -304,31 +328,16 @@ def _shown(value: float, threshold: float) -> str:
 
 
 def _level(reliability: float, clauses: int) -> float:
-    return 1 - (1 - reliability) / clauses
+    return min(_HIGHEST_LEVEL, 1 - (1 - reliability) / clauses)
 
 
 def _check_reliability(reliability: float) -> None:
     if not 0.5 <= reliability <= _MOST_RELIABLE:
-        message = f"a reliability of {reliability} is impossible: choose one from 0.5 to {_MOST_RELIABLE}, such as 0.95"
+        message = f"a reliability of {reliability} is impossible: choose one from 0.5 to below 1, such as 0.95"
         raise GateError(message)
 
 
-def _kind(name: str, values: NDArray[Any]) -> str:
-    """Tell numbers from text, having refused whatever is neither, or missing."""
-    if values.ndim != 1:
-        message = f"the {name} have shape {values.shape}: pass one predicted class per row, not probabilities"
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        message = f"the gate's {name} '{value}' is unknown: choose {' or '.join(known)}"
         raise GateError(message)
-    kind = values.dtype.kind
-    if kind == "O":
-        missing = any(value is None or value != value for value in values)  # noqa: PLR0124  (NaN alone differs from itself)
-        text = all(isinstance(value, str) for value in values)
-    else:
-        missing = kind == "f" and bool(np.isnan(values).any())
-        text = kind in "UT"
-    if missing:
-        message = f"a value is missing among the {name}: predict every test row, and label each"
-        raise GateError(message)
-    if not text and kind not in "biuf":
-        message = f"the {name} are neither numbers nor text: pass classes of one kind"
-        raise GateError(message)
-    return "text" if text else "numbers"

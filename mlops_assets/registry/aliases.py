@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mlops_assets.errors import MlopsError
 from mlops_assets.tracking import tags as keys
@@ -51,6 +51,18 @@ class Version:
     def uri(self) -> str:
         """The URI that always means this version."""
         return f"models:/{self.name}/{self.number}"
+
+
+class Registered(NamedTuple):
+    """A registered model as a whole.
+
+    Attributes:
+        aliases: Alias to the number of the version that it points at, in the spelling that MLflow has.
+        tags: Of the model, not of a version.
+    """
+
+    aliases: Mapping[str, int]
+    tags: Mapping[str, str]
 
 
 def normalise(alias: str) -> str:
@@ -114,6 +126,55 @@ def find(tracking: Tracking, name: str, recipe: str) -> Version | None:
     return None
 
 
+def get(tracking: Tracking, name: str, number: int) -> Version | None:
+    """A version by its number, or None: there is none, it was deleted, or its files are gone.
+
+    Raises:
+        TrackingError: MLflow cannot be reached or refuses.
+    """
+    from mlflow.exceptions import MlflowException
+
+    _check(name)
+    with tracking.one_sentence():
+        try:
+            version = tracking.client.get_model_version(name, str(number))
+        except MlflowException as exc:
+            if exc.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        return _version(version) if version.status == "READY" and _files_exist(tracking, version) else None
+
+
+def registered(tracking: Tracking, name: str) -> Registered | None:
+    """The registered model with its aliases and tags, or None when there is none.
+
+    Raises:
+        TrackingError: MLflow cannot be reached or refuses.
+    """
+    from mlflow.exceptions import MlflowException
+
+    _check(name)
+    with tracking.one_sentence():
+        try:
+            model = tracking.client.get_registered_model(name)
+        except MlflowException as exc:
+            if exc.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+    return Registered({alias: int(version) for alias, version in model.aliases.items()}, dict(model.tags))
+
+
+def tag(tracking: Tracking, name: str, key: str, value: str) -> None:
+    """Set a tag of a registered model.
+
+    Raises:
+        TrackingError: there is no such model, or MLflow cannot be reached.
+    """
+    _check(name)
+    with tracking.one_sentence():
+        tracking.client.set_registered_model_tag(name, key, value)
+
+
 def current(tracking: Tracking, name: str, alias: str) -> Version | None:
     """The version that `alias` points at, or None: no such alias, or no such model.
 
@@ -155,7 +216,9 @@ def _check(name: str) -> None:
 def _files_exist(tracking: Tracking, version: ModelVersion) -> bool:
     from mlflow.artifacts import list_artifacts
 
-    files = list_artifacts(artifact_uri=version.source, tracking_uri=tracking.uri)
+    # Not the source, which may be a `models:/` of a version that was registered by other means.
+    place = tracking.client.get_model_version_download_uri(version.name, version.version)
+    files = list_artifacts(artifact_uri=place, tracking_uri=tracking.uri)
     return any(file.path.rpartition("/")[2] == "MLmodel" for file in files)
 
 

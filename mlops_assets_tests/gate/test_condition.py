@@ -260,3 +260,27 @@ def parsed_or_none(text: str) -> Condition | None:
         return parse(text)
     except ConditionError:
         return None
+
+
+@pytest.mark.parametrize(
+    ("text", "position", "said"),
+    [
+        ("n > 0.5 and n.f1[sex=M] > 0.5", 12, "there is no slice column 'sex' (known: site, day of week)"),
+        ("n.f1 > 0.5", 0, "f1 is of two classes, and there are 3: write n.f1_CLASS"),
+        ("n.auc > 0.5", 0, "auc is of two classes, and there are 3"),
+        ("n > 0.5 and o.recall_Rome > 0.5", 12, "there is no class 'Rome' (known: New_York, Oslo, Paris)"),
+    ],
+)
+def test_what_is_not_there_is_told_where(text, position, said):
+    with pytest.raises(ConditionError) as caught:
+        parse(text).require(["Oslo", "Paris", "New York"], ["site", "day of week"])
+
+    assert said in str(caught.value)
+    assert caught.value.position == position
+
+
+def test_what_is_there_is_fine():
+    condition = parse("n.recall_New_York[day of week=Monday] > 0.5 and n.macro_f1 - a.macro_f1 > 0 and d < 0.5")
+
+    condition.require(["Oslo", "Paris", "New York"], ["site", "day of week"])
+    parse("n.f1 > 0.5 and n.equalized_odds_difference[site] < 0.1").require(["no", "yes"], ["site"])

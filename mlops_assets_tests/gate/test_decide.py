@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 
 from mlops_assets.errors import MlopsError
 from mlops_assets.gate.condition import parse
-from mlops_assets.gate.decide import Paired, decide, smallest_margin
-from mlops_assets.gate.intervals import empirical_bernstein, tango, wilson
+from mlops_assets.gate.decide import Decision, decide, smallest_margin
+from mlops_assets.gate.intervals import betting, certified_difference, clopper_pearson, tango, wilson
+from mlops_assets.gate.rows import Outputs, Paired
+from mlops_assets_tests.gate.worlds import world
 
 
 def paired(both: int, gains: int, losses: int, neither: int = 0, *, agreeing: bool = False) -> Paired:
@@ -16,17 +18,23 @@ def paired(both: int, gains: int, losses: int, neither: int = 0, *, agreeing: bo
     label = np.zeros(both + gains + losses + neither, dtype=np.int64)
     new = np.repeat([0, 0, 1, 1], [both, gains, losses, neither])
     old = np.repeat([0, 1, 0, 1 if agreeing else 2], [both, gains, losses, neither])
-    return Paired(label, new, old)
+    return Paired(label, Outputs(new), Outputs(old))
+
+
+def alone(rows=50):
+    return Paired(np.zeros(rows, int), Outputs(np.zeros(rows, int)))
 
 
 def test_an_equally_good_model_passes_a_margin_that_the_rows_can_decide():
-    decision = decide(parse("n - o > -0.10 and n > 0.80"), paired(46, 0, 0, 2), reliability=0.95)
+    decision = decide(parse("n - o > -0.10 and n > 0.80"), paired(460, 15, 15, 10), reliability=0.95)
 
     assert decision.promote
     assert decision.verdict == "true"
+    assert decision.disagree == 40
     assert decision.reason == (
-        "n - o > -0.10 holds: difference 0.000, at least -0.074 with 97.5 % confidence (Tango score, 48 paired rows); "
-        "n > 0.80 holds: accuracy 0.958, at least 0.860 with 97.5 % confidence (Wilson score, 48 rows)"
+        "n - o > -0.10 holds: difference 0.000, at least -0.029 with 97.5 % confidence (exact trinomial test, Berger "
+        "and Boos 1994, 500 paired rows; certified, since too few rows differ for an approximation); "
+        "n > 0.80 holds: accuracy 0.950, at least 0.927 with 97.5 % confidence (Wilson score 1927, 500 rows)"
     )
 
 
@@ -58,7 +66,7 @@ def test_the_mode_rules_on_what_is_undecided(mode, promote):
     assert decision.verdict == "unknown"
     assert decision.promote is promote
     assert decision.reason.startswith(
-        "n > 0.8 is undecided: accuracy 0.850, at least 0.782 and at most 0.899, each with"
+        "n > 0.8 is undecided: accuracy 0.850, at least 0.778 and at most 0.905, each with"
     )
 
 
@@ -75,24 +83,178 @@ def test_the_error_is_split_over_the_clauses_that_are_judged():
     assert [result.level for result in decide(condition, without, reliability=0.9).clauses] == [0.9, None, None, None]
 
 
-def test_every_form_gets_its_interval():
-    predictions = paired(80, 6, 4, 10)
-    values = np.repeat([1.0, 2.0, -1.0, 0.0], [80, 6, 4, 10])
-    condition = parse("2*n > 1 and o > 0.1 and d < 0.9 and 2*o - 2*n < 1 and 2*n - o > 0")
+FORMS = "2*n > 1 and o > 0.1 and d < 0.1 and 2*o - 2*n < 1 and o - n < 0.02 and 2*n - o > 0"
+
+
+@pytest.mark.parametrize("method", ["efficient", "certified"])
+def test_every_form_gets_its_interval(method):
+    predictions = paired(800, 60, 40, 100)
+    values = np.repeat([1.0, 2.0, -1.0, 0.0], [800, 60, 40, 100])
     level = 0.99
 
-    results = decide(condition, predictions, reliability=0.95).clauses
+    results = decide(parse(FORMS), predictions, reliability=0.94, method=method).clauses
 
-    new, old, differ = wilson(86, 100, level), wilson(84, 100, level), wilson(20, 100, level)
-    difference, form = tango(4, 6, 100, level), empirical_bernstein(values, -1.0, 2.0, level)
-    assert [(r.estimate, r.lower, r.upper) for r in results] == [
-        pytest.approx(tuple(2 * bound for bound in new)),
-        pytest.approx(old),
-        pytest.approx(differ),
-        pytest.approx(tuple(2 * bound for bound in difference)),
-        pytest.approx(form),
+    certain = method == "certified"
+    share, difference = (clopper_pearson, certified_difference) if certain else (wilson, tango)
+    expected = [
+        tuple(2 * bound for bound in share(860, 1000, level)),
+        # A share that is claimed to be above a tenth has its long tail on that side.
+        clopper_pearson(840, 1000, level),
+        share(200, 1000, level),
+        tuple(2 * bound for bound in certified_difference(40, 60, 1000, level)),
+        difference(40, 60, 1000, level),
+        betting(values, -1.0, 2.0, level),
     ]
-    assert [r.method for r in results] == ["Wilson score"] * 3 + ["Tango score", "empirical Bernstein"]
+    assert [(r.estimate, r.lower, r.upper) for r in results] == [pytest.approx(tuple(one)) for one in expected]
+    exact, pairs = "Clopper-Pearson 1934", "exact trinomial test, Berger and Boos 1994"
+    assert [r.method for r in results] == [
+        exact if certain else "Wilson score 1927",
+        exact,
+        exact if certain else "Wilson score 1927",
+        pairs,
+        pairs if certain else "Tango score 1998",
+        "betting, Waudby-Smith and Ramdas 2024",
+    ]
+    few = [
+        "certified, since too few rows count for an approximation",
+        "certified, since too few rows differ for an approximation",
+    ]
+    assert [r.note for r in results] == ([""] * 6 if certain else ["", few[0], "", few[1], "", ""])
+    assert {r.rows for r in results} == {1000}
+
+
+def test_beyond_a_level_only_strict_bounds_are_taken():
+    predictions = paired(9000, 500, 300, 200)
+    condition = parse("n - o > 0 and n > 0.5")
+
+    usual, beyond = (decide(condition, predictions, reliability=level).clauses for level in (0.999, 0.99999))
+
+    assert [r.method for r in usual] == ["Tango score 1998", "Wilson score 1927"]
+    assert [r.method for r in beyond] == ["exact trinomial test, Berger and Boos 1994", "Clopper-Pearson 1934"]
+    assert {r.note for r in beyond} == {"certified, since nothing else is sound beyond 99.99 % confidence"}
+
+
+def test_the_most_extreme_reliability_still_decides():
+    condition = parse(" and ".join(["n - o > 0", "n > 0.5", "2*n - o > 0.2", "n < 0.99"] * 2))
+
+    decision = decide(condition, paired(8000, 1500, 300, 200), reliability=1 - 1e-15)
+
+    assert decision.verdict == "true"
+    assert "with confidence 1 - 1.1e-16" in decision.reason
+
+
+def test_metrics_slices_and_the_anchor_are_judged():
+    predictions = world(3000, 3)
+    text = (
+        "n.macro_f1 - o.macro_f1 > 0 and n[group=small] - a[group=small] > -0.5 and n[year=2000] - n[year=2001] < 0.2"
+    )
+
+    decision = decide(parse(text), predictions, reliability=0.9)
+
+    assert decision.verdict == "true"
+    assert [r.method for r in decision.clauses] == [
+        "BCa bootstrap, Efron 1987",
+        "exact trinomial test, Berger and Boos 1994",
+        "BCa bootstrap, Efron 1987",
+    ]
+    assert [r.note for r in decision.clauses[::2]] == ["approximate", "approximate"]
+    small = int((predictions.slices["group"] == "small").sum())
+    years = int((predictions.slices["year"] < 2002).sum())
+    assert [r.rows for r in decision.clauses] == [3000, small, years]
+
+
+def test_what_has_no_strict_bound_is_never_certified():
+    decision = decide(parse("n.macro_f1 > 0.1"), world(3000, 3), reliability=0.9, method="certified")
+
+    (result,) = decision.clauses
+    assert (result.verdict, result.lower, result.upper, result.more_rows) == ("unknown", 0, 1, None)
+    assert result.estimate > 0.5
+    assert "no finite-sample interval is known" in result.note
+    assert decision.reason.endswith("it cannot be told how many test rows would decide it")
+
+
+@pytest.mark.parametrize("text", ["n.equalized_odds_difference[group] < 0.9", "n[group=x] - n[group=y] < 0.9"])
+def test_a_small_group_is_unknown(text):
+    label = np.tile([0, 1], 100)
+    predictions = Paired(label, Outputs(label), slices={"group": np.repeat(["x", "y"], [190, 10])})
+
+    decision = decide(parse(text), predictions, reliability=0.9)
+
+    assert decision.verdict == "unknown"
+    assert decision.clauses[0].note == "small group"
+
+
+def test_a_single_row_of_a_slice_shows_nothing():
+    predictions = Paired(np.zeros(100, int), Outputs(np.zeros(100, int)), slices={"group": np.arange(100) > 98})
+
+    (result,) = decide(parse("n[group=True] >= 0.3"), predictions, reliability=0.6).clauses
+
+    assert (result.verdict, result.rows, result.note) == ("unknown", 1, "a single row shows nothing")
+
+
+@pytest.mark.parametrize("method", ["efficient", "certified"])
+@pytest.mark.parametrize(
+    ("text", "counts"),
+    [
+        ("n - o > 0", (8000, 520, 480, 1000)),
+        ("n - o > -0.02", (40, 2, 2, 4)),
+        ("o - n > 0.01", (900, 20, 40, 40)),
+        ("n > 0.85", (800, 60, 40, 100)),
+        ("n < 0.87", (800, 60, 40, 100)),
+        ("d < 0.25", (760, 60, 60, 120)),
+        ("2*n - o > 0.85", (800, 60, 40, 100)),
+    ],
+)
+def test_as_many_more_rows_as_told_settle_a_clause(text, counts, method):
+    def judge(times):
+        grown = paired(*(round(count * times) for count in counts))
+        (result,) = decide(parse(text), grown, reliability=0.95, method=method).clauses
+        return result
+
+    rows = sum(counts)
+    more = judge(1).more_rows
+
+    assert judge(1).verdict == "unknown"
+    assert judge(1 + (1.1 * more + 5) / rows).verdict != "unknown"
+    assert judge(1 + 0.8 * more / rows).verdict == "unknown"
+    assert judge(1 + (1.1 * more + 5) / rows).more_rows is None
+
+
+def test_how_many_rows_settle_a_bootstrapped_clause():
+    def judge(rows):
+        return decide(parse("n.macro_f1 - o.macro_f1 > 0.06"), world(rows, 3, seed=3), reliability=0.95).clauses[0]
+
+    few = judge(300)
+
+    assert few.verdict == "unknown"
+    # The estimate moves as rows are added, so only the size is right.
+    half = (few.upper - few.lower) / 2
+    assert few.more_rows == pytest.approx(300 * (half / (few.estimate - 0.06)) ** 2 - 300, rel=0.3)
+
+
+def test_nothing_settles_an_estimate_on_the_threshold():
+    decision = decide(parse("n - o > 0"), paired(80, 5, 5, 10), reliability=0.95)
+
+    assert decision.clauses[0].more_rows is None
+
+
+def test_the_advice_is_the_most_that_a_clause_needs():
+    decision = decide(parse("n > 0.85 and n - o > 0"), paired(800, 57, 43, 100), reliability=0.95)
+
+    most = max(result.more_rows for result in decision.clauses)
+    assert decision.reason.endswith(f"about {most} more labelled test rows like these would decide it")
+
+
+def test_a_tolerance_that_the_rows_do_not_resolve_is_noted():
+    predictions = paired(80, 5, 5, 10)
+
+    fine, coarse = (
+        decide(parse(f"n > 0.5 +/- {width}"), predictions, reliability=0.95).clauses[0] for width in (0.01, 0.2)
+    )
+
+    assert fine.verdict == coarse.verdict == "true"
+    assert fine.note == "too few rows for +/- 0.01: they tell +/- 0.068"
+    assert coarse.note == ""
 
 
 @pytest.mark.parametrize(
@@ -123,9 +285,12 @@ def test_strict_and_lax_comparisons_part_at_the_bound_itself():
     assert decide(parse("n <= 1"), perfect, reliability=0.95).verdict == "true"
 
     predictions = paired(80, 5, 5, 10)
-    (result,) = decide(parse("n > 0.5"), predictions, reliability=0.95).clauses
+    (result,) = decide(parse("n > 0.5"), predictions, reliability=0.95, method="certified").clauses
     at_lower, at_upper = (
-        [decide(parse(f"n {sign} {bound!r}"), predictions, reliability=0.95).verdict for sign in (">", ">=", "<", "<=")]
+        [
+            decide(parse(f"n {sign} {bound!r}"), predictions, reliability=0.95, method="certified").verdict
+            for sign in (">", ">=", "<", "<=")
+        ]
         for bound in (result.lower, result.upper)
     )
     assert at_lower == ["unknown", "true", "false", "unknown"]
@@ -133,19 +298,19 @@ def test_strict_and_lax_comparisons_part_at_the_bound_itself():
 
 
 def test_without_a_champion_the_absolute_clauses_decide():
-    predictions = Paired(np.zeros(50, int), np.zeros(50, int))
+    predictions = alone()
 
     decision = decide(parse("n - o > 0.5 and n > 0.8 and d < 0.1"), predictions, reliability=0.95)
 
     assert decision.promote
     assert [result.verdict for result in decision.clauses] == ["skipped", "true", "skipped"]
     assert decision.clauses[0].estimate is None
-    assert decision.reason.endswith("(Wilson score, 50 rows); skipped for want of a champion: n - o > 0.5, d < 0.1")
+    assert decision.reason.endswith("for an approximation); skipped for want of a champion: n - o > 0.5, d < 0.1")
 
 
 @pytest.mark.parametrize("mode", ["fp-free", "fn-free"])
 def test_without_a_champion_or_an_absolute_clause_a_hand_is_needed(mode):
-    predictions = Paired(np.zeros(50, int), np.zeros(50, int))
+    predictions = alone()
 
     decision = decide(parse("n - o > 0\nand d < 0.1"), predictions, reliability=0.95, mode=mode)
 
@@ -157,10 +322,10 @@ def test_without_a_champion_or_an_absolute_clause_a_hand_is_needed(mode):
 
 def test_a_bound_close_to_the_threshold_is_shown_on_its_side():
     predictions = paired(9997, 0, 0, 3)
-    (result,) = decide(parse("n > 0.5"), predictions, reliability=0.95).clauses
+    (result,) = decide(parse("n > 0.5"), predictions, reliability=0.95, method="certified").clauses
     threshold = f"{result.lower - 0.00001:.6f}"
 
-    decision = decide(parse(f"n > {threshold}"), predictions, reliability=0.95)
+    decision = decide(parse(f"n > {threshold}"), predictions, reliability=0.95, method="certified")
 
     shown = decision.reason.split("at least ")[1].split(" ")[0]
     assert decision.verdict == "true"
@@ -171,22 +336,61 @@ def test_classes_may_be_text():
     label = np.array(["cat", "dog"] * 40)
     as_objects = label.astype(object)
 
-    decision = decide(parse("n - o > -0.2 and n > 0.9"), Paired(label, as_objects, label), reliability=0.95)
+    decision = decide(
+        parse("n - o > -0.2 and n > 0.9"), Paired(label, Outputs(as_objects), Outputs(label)), reliability=0.95
+    )
 
     assert decision.verdict == "true"
 
 
-def test_a_decision_is_json():
-    decision = decide(parse("n - o > -0.1 and n > 0.8"), Paired(np.zeros(50, int), np.zeros(50, int)), reliability=0.95)
+def test_a_missing_model_is_named():
+    predictions = paired(80, 5, 5, 10)
+
+    without_anchor = decide(parse("n - a > 0 and n > 0.5"), predictions, reliability=0.9)
+    without_both = decide(parse("n - a > 0 and d < 0.5 and n > 0.5"), alone(), reliability=0.9)
+    by_hand = decide(parse("n - a > 0"), predictions, reliability=0.9)
+
+    assert without_anchor.promote
+    assert without_anchor.clauses[1].level == pytest.approx(0.9)
+    assert without_anchor.reason.endswith("skipped for want of an anchor: n - a > 0")
+    assert without_both.reason.endswith("skipped for want of a champion and an anchor: n - a > 0, d < 0.5")
+    assert by_hand.verdict == "by hand"
+    assert by_hand.reason.startswith("there is no anchor yet that")
+
+
+@pytest.mark.parametrize(
+    ("text", "predictions"),
+    [
+        ("n - o > -0.1 and n > 0.8 +/- 0.001", alone()),
+        ("n - o > 0.01", paired(80, 5, 4, 10)),
+        ("n.log_loss < 3", world(20, 2)),
+        ("n - o > 0", alone()),
+    ],
+)
+def test_a_decision_is_json_and_comes_back(text, predictions):
+    decision = decide(parse(text), predictions, reliability=0.95)
 
     stored = json.loads(json.dumps(decision.to_dict(), allow_nan=False))
 
-    assert stored["promote"] is True
-    assert stored["clauses"][1]["verdict"] == "true"
-    assert stored["clauses"][1]["lower"] == decision.clauses[1].lower
+    assert Decision.from_dict(stored) == decision
+    assert stored["promote"] is decision.promote
+    assert stored["disagree"] == decision.disagree
     assert set(stored["clauses"][0]) == {
-        "text", "verdict", "estimate", "lower", "upper", "threshold", "level", "method", "rows",
+        "text", "verdict", "estimate", "lower", "upper", "threshold", "level", "method", "rows", "note", "more_rows",
     }  # fmt: skip
+
+
+def test_an_open_end_is_stored_as_nothing():
+    decision = decide(parse("n.log_loss < 3"), world(20, 2), reliability=0.95)
+
+    assert decision.clauses[0].upper == np.inf
+    assert decision.to_dict()["clauses"][0]["upper"] is None
+
+
+@pytest.mark.parametrize("stored", [{}, {"clauses": [{"texts": ""}]}, {"clauses": [], "promoted": True}])
+def test_what_is_no_decision_is_not_read(stored):
+    with pytest.raises(MlopsError, match="cannot be read"):
+        Decision.from_dict(stored)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +408,7 @@ def test_a_decision_is_json():
 )
 def test_what_cannot_be_paired_is_refused(label, new, old, said):
     with pytest.raises(MlopsError) as caught:
-        Paired(np.asarray(label), np.asarray(new), None if old is None else np.asarray(old))
+        Paired(np.asarray(label), Outputs(np.asarray(new)), None if old is None else Outputs(np.asarray(old)))
 
     assert said in str(caught.value)
 
@@ -215,8 +419,13 @@ def test_an_impossible_reliability_or_mode_is_refused(reliability, mode):
         decide(parse("n > 0.5"), paired(5, 0, 0), reliability=reliability, mode=mode)
 
 
+def test_an_unknown_method_is_refused():
+    with pytest.raises(MlopsError, match="method 'exact' is unknown: choose efficient or certified"):
+        decide(parse("n > 0.5"), paired(5, 0, 0), reliability=0.9, method="exact")
+
+
 @given(
-    rows=st.integers(1, 3000),
+    rows=st.integers(2, 3000),
     disagreement=st.sampled_from([0, 0.01, 0.1, 0.5]),
     reliability=st.sampled_from([0.8, 0.95, 0.9999]),
 )
@@ -236,10 +445,10 @@ def test_the_smallest_margin_is_just_wide_enough(rows, disagreement, reliability
 
 
 def test_the_smallest_margin_of_known_test_sets():
-    assert smallest_margin(48, reliability=0.95, disagreement=0) == 0.08
-    assert smallest_margin(48, reliability=0.95, disagreement=0, clauses=1) == 0.06
+    assert smallest_margin(48, reliability=0.95, disagreement=0) == 0.1
+    assert smallest_margin(48, reliability=0.95, disagreement=0, clauses=1) == 0.08
     assert smallest_margin(10_000, reliability=0.95, disagreement=0.05) == 0.01
-    assert smallest_margin(3, reliability=0.95, disagreement=1) == 0.7
+    assert smallest_margin(3, reliability=0.95, disagreement=1) == 1.0
 
 
 @pytest.mark.parametrize("wrong", [{"rows": 0}, {"disagreement": 1.5}, {"clauses": 0}, {"reliability": 1.0}])

@@ -73,7 +73,7 @@ def test_each_stale_pipeline_gets_a_run_of_its_own(daemon: Daemon) -> None:
     assert (asked_for(result), reason(result)) == ({}, "nothing is stale")
     assert {event.asset_key for event in result.asset_events} == {source_key("one"), source_key("two")}
 
-    edit(one, "defs.yaml", "n > 0.80", "n > 0.81")
+    edit(one, "defs.yaml", "n > 0.75", "n > 0.76")
     edit(two, "defs.yaml", "learning_rate: 0.01", "learning_rate: 0.02")
     result = daemon.tick()
     assert asked_for(result) == {
@@ -92,13 +92,13 @@ def test_a_reason_names_only_those_that_are_not_up_to_date(daemon: Daemon) -> No
     assert "two" not in reason(result)
     assert set(json.loads(result.cursor or "")) == {"two"}
 
-    edit(two, "defs.yaml", "n > 0.80", "n > 0.81")
+    edit(two, "defs.yaml", "n > 0.75", "n > 0.76")
     assert list(asked_for(daemon.tick())) == [job_name("two")], "another's mistake is not in the way"
 
 
 def test_a_pipeline_whose_sensor_is_off_is_not_asked_for(daemon: Daemon) -> None:
     one, _ = daemon.several.folders
-    edit(one, "defs.yaml", "n > 0.80", "n > 0.81")
+    edit(one, "defs.yaml", "n > 0.75", "n > 0.76")
     edit(one, "defs.yaml", "attributes:\n", "attributes:\n  sensor: false\n")
     result = daemon.tick()
     assert asked_for(result) == {}

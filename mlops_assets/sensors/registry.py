@@ -1,0 +1,105 @@
+"""The `registry` sensor: notice what others do in MLflow's registry.
+
+Belongs here: one look at the registry and the runs that follow from it. Not here: judging (`assets/champion.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import dagster as dg
+
+from mlops_assets.assets.champion import MOVE_TAG
+from mlops_assets.errors import MlopsError
+from mlops_assets.pipeline import Pipeline
+from mlops_assets.provenance import PIPELINE_TAG, asset_key, job_name
+from mlops_assets.registry.history import history
+from mlops_assets.registry.ledger import Ledger
+from mlops_assets.registry.watch import Seen, look
+from mlops_assets.settings import settings
+
+LOOK_SECONDS: Final = 30.0
+"""How often the registry is looked at when nobody says that it has changed."""
+
+SETTLE_SECONDS: Final = 60.0
+"""How long a move of the champion may be under way: after that its process is taken for gone."""
+
+
+def build_registry(folders: Sequence[Path], jobs: Sequence[Any]) -> dg.SensorDefinition:
+    """One sensor for all pipelines; polling is the truth, since MLflow delivers its webhooks at most once.
+
+    Args:
+        folders: The pipelines' folders.
+        jobs: Their jobs.
+    """
+
+    @dg.sensor(
+        name="registry",
+        jobs=jobs,
+        minimum_interval_seconds=5,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Has versions judged that others register in MLflow, and notes an alias that was moved by hand.",
+    )
+    def registry(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        here, now = settings(), time.time()
+        told = _changed(here.home)
+        last = json.loads(context.cursor or "{}")
+        if last.get("told") == told and now - last.get("looked", 0.0) < LOOK_SECONDS:
+            return dg.SensorResult(skip_reason="looked a moment ago", cursor=context.cursor)
+        cursor = json.dumps({"told": told, "looked": now})
+        try:
+            seen = look(here.mlflow_url)
+        except MlopsError as error:
+            return dg.SensorResult(skip_reason=str(error), cursor=cursor)
+        requests, reasons = [], []
+        for folder in folders:
+            try:
+                requests += _requests(Pipeline.load(folder), seen, here.home)
+            except MlopsError as error:
+                reasons.append(f"{folder.name}: {error}")
+        skipped = "; ".join(reasons) or "the registry is as the ledgers say"
+        return dg.SensorResult(run_requests=requests, skip_reason=None if requests else skipped, cursor=cursor)
+
+    return registry
+
+
+def poke_file(home: Path) -> Path:
+    """What a webhook touches to have the registry looked at at once."""
+    return home / "registry.changed"
+
+
+def _changed(home: Path) -> float:
+    file = poke_file(home)
+    return file.stat().st_mtime if file.exists() else 0.0
+
+
+def _requests(pipeline: Pipeline, seen: Mapping[str, Seen], home: Path) -> list[dg.RunRequest]:
+    found = seen.get(pipeline.model_name)
+    if found is None:
+        return []
+    ledger = Ledger(home / "ledger", pipeline.name)
+    records = ledger.records()
+    last = records[-1] if records else None
+    if last and last.kind == "intent" and (datetime.now(UTC) - last.at).total_seconds() < SETTLE_SECONDS:
+        return []  # a move is under way
+    alias = found.aliases.get(pipeline.spec.gate.champion_alias, 0)
+    reigns = history(records)
+    if alias != ((reigns[-1].version or 0) if reigns else 0) or (last and last.kind == "intent"):
+        return [_request(pipeline, {"how": "notice"}, f"notice-{alias}-{ledger.head}")]
+    if found.newest and found.ready and not found.ours and pipeline.spec.sensor:
+        return [_request(pipeline, {"how": "candidate", "version": found.newest}, f"candidate-{found.newest}")]
+    return []
+
+
+def _request(pipeline: Pipeline, move: Mapping[str, Any], key: str) -> dg.RunRequest:
+    return dg.RunRequest(
+        run_key=f"{pipeline.name}-{key}",
+        job_name=job_name(pipeline.name),
+        asset_selection=[asset_key(pipeline.name, "champion")],
+        tags={PIPELINE_TAG: pipeline.name, MOVE_TAG: json.dumps(move)},
+    )
