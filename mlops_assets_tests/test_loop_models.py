@@ -24,7 +24,7 @@ pytestmark = [
 def test_a_refused_challenger_is_a_normal_outcome(loop: Loop) -> None:
     loop.commit(samples.iris())
     loop.settle()
-    loop.edit("defs.yaml", "n - o > -0.15", "n - o > 0.30")
+    loop.edit("defs.yaml", "n - o > -0.20", "n - o > 0.30")
     loop.edit("defs.yaml", "learning_rate: 0.01", "learning_rate: 0.02")
     request = loop.tick()
     assert isinstance(request, dg.RunRequest)
@@ -124,7 +124,7 @@ def test_a_feature_that_changed_its_meaning_is_not_shown_to_the_champion(loop: L
     loop.edit(
         "features.py", "sepal_area=", "**{name: pl.col(name) * 10 for name in frame.columns[1:5]},\n        sepal_area="
     )
-    loop.edit("defs.yaml", "n - o > -0.15", "n - o > 0.30")
+    loop.edit("defs.yaml", "n - o > -0.20", "n - o > 0.30")
     assert loop.settle() == ["features", "model", "evaluation", "champion"]
     after = champion_facts(loop.instance, "iris")
     assert before is not None
@@ -193,7 +193,8 @@ def test_a_version_that_somebody_else_registered_stays_until_a_hand_moves_it(loo
     facts = champion_facts(loop.instance, "iris")
     assert facts is not None
     assert facts.version == int(foreign.version)
-    assert "a promotion needs a hand" in facts.outcome
+    assert "version 1 of iris does not run on the test rows" in facts.outcome
+    assert "so a promotion needs a hand: `mlops promote iris 2 --reason ...`" in facts.outcome
 
 
 def _at(hour: int):

@@ -91,7 +91,7 @@ def test_a_misspelt_training_field_lists_the_allowed_ones(tmp_path: Path) -> Non
 
 
 def test_a_condition_that_does_not_parse_has_a_position(tmp_path: Path) -> None:
-    text = IRIS.replace("n - o > -0.15 and n > 0.75", "banana > 0.02")
+    text = IRIS.replace("n - o > -0.20 and n > 0.75", "banana > 0.02")
     message = refused(tmp_path, text)
     assert f"defs.yaml:{line_of(text, 'banana')}: attributes.gate.condition" in message
     assert "banana" in message
@@ -182,12 +182,12 @@ def test_a_refusal_has_line_path_and_what_is_allowed(tmp_path: Path, old: str, n
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (f"{IRIS}---\n", "32: a second YAML document; a pipeline is one"),
-        (f"{IRIS}---\n{IRIS}", "32: a second YAML document; a pipeline is one"),
-        (f"{IRIS}attributes: {{}}\n", "31: attributes: written for the second time, after line 3; keep one of the two"),
+        (f"{IRIS}---\n", "33: a second YAML document; a pipeline is one"),
+        (f"{IRIS}---\n{IRIS}", "33: a second YAML document; a pipeline is one"),
+        (f"{IRIS}attributes: {{}}\n", "32: attributes: written for the second time, after line 3; keep one of the two"),
         (
             f"{IRIS}requirements: {{}}\n",
-            "31: requirements: unknown field 'requirements' (allowed here: attributes, type)",
+            "32: requirements: unknown field 'requirements' (allowed here: attributes, type)",
         ),
         (f"type: {COMPONENT_TYPE}\nattributes:\n", "2: attributes: a section of fields is needed, and this is empty"),
         (
@@ -212,9 +212,9 @@ def test_anchors_and_merged_keys_are_no_repetition(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "line"),
     [
-        (f"---\ntype: {COMPONENT_TYPE}\n", 32),
-        ("  description: more\n", 31),
-        ("requirements: {env: [A]}\n", 31),
+        (f"---\ntype: {COMPONENT_TYPE}\n", 33),
+        ("  description: more\n", 32),
+        ("requirements: {env: [A]}\n", 32),
     ],
 )
 @pytest.mark.filterwarnings("ignore:`parse_obj_as` is deprecated")  # Dagster reads each file with it

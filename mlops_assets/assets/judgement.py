@@ -67,6 +67,7 @@ def ask(
 
     The champion itself is judged by the clauses on `n` alone and at no cost, since nothing follows from it.
     """
+    from mlops_assets.evaluation.foreign import ForeignModelError
     from mlops_assets.evaluation.pairing import TooFewPairs, pair
     from mlops_assets.gate.budget import Looks
     from mlops_assets.gate.condition import parse
@@ -94,7 +95,7 @@ def ask(
         old = predictions_of(run, tracking, champion) if champion else None
         anchor = _predictions_of_anchor(run, tracking, pinned) if pinned else None
         rows = pair(new, old, anchor, classes=classes, slices=slices)
-    except TooFewPairs as error:
+    except (TooFewPairs, ForeignModelError) as error:
         return Answer(by_hand(f"{error}, so a promotion needs a hand: {hand}"), rows, figures)
     # All that the answer depends on: the same question is answered again at no cost.
     question = digest(

