@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from mlops_assets.errors import MlopsError
@@ -46,6 +46,17 @@ class Settings(BaseSettings):
         default="", validation_alias="MLFLOW_TRACKING_URI", description="An MLflow server; empty is SQLite in the home."
     )
 
+    webhook_secret: SecretStr = Field(
+        default=SecretStr(""),
+        description="What MLflow signs its registry webhooks with; empty: no receiver is started.",
+    )
+    webhook_port: int = Field(default=3001, ge=1, le=65535, description="Port of the receiver.")
+
+    @property
+    def registry_poke(self) -> Path:
+        """The file that a webhook touches to have MLflow's registry looked at now."""
+        return self.home / "registry.changed"
+
     @property
     def dagster_home(self) -> Path:
         """`DAGSTER_HOME` of the embedded set-up."""
@@ -59,6 +70,11 @@ class Settings(BaseSettings):
     def dagster_url(self) -> str:
         """Where the Dagster UI is when it is up."""
         return f"http://{self._reachable}:{self.dagster_port}"
+
+    @property
+    def webhook_url(self) -> str:
+        """Where the receiver of MLflow's registry webhooks is when it is up."""
+        return f"http://{self._reachable}:{self.webhook_port}"
 
     @property
     def _reachable(self) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from mlops_assets.cli.console import out
 from mlops_assets.cli.data import PipelineName
@@ -53,25 +53,35 @@ def show(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many entries, the newest.")] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """List the entries, the newest last; a whole entry, with its evidence, by --json.
+    """List moves, bars, anchors and decisions, the newest last; --json gives every entry whole, with its evidence.
 
     Example: [bold]mlops ledger show iris --limit 50[/bold]
     """
-    records = _ledger(ensure_home(), find_pipeline(name).name).records()[-limit:]
+    records = _ledger(ensure_home(), find_pipeline(name).name).records()
     if as_json:
-        typer.echo(json.dumps([_told(record) for record in records], indent=2))
+        typer.echo(json.dumps([_told(record) for record in records[-limit:]], indent=2))
         return
     if not records:
         out.print(f"the ledger of {name} has no entries yet", markup=False)
         return
-    table = Table("entry", "when", "what", "version", "how", "who", "why")
-    for record in records:
-        facts = record.facts
-        number = facts.get("version", facts.get("challenger", ""))
-        version = "none" if number is None else str(number)
-        why = str(facts.get("reason") or facts.get("verdict") or facts.get("decision", ""))
-        how, who = str(facts.get("how", "")), str(facts.get("actor", ""))
-        table.add_row(str(record.number), _local(record.at), record.kind, version, how, escape(who), escape(why))
+    titles = ("entry", "when", "what", "version", "who")
+    table = Table(*(Column(title, no_wrap=True) for title in titles), Column("why", no_wrap=True, ratio=1), expand=True)
+    by_number = {record.number: record for record in records}
+    # What a later entry tells again is left out: the look of an answered decision, the intent of a move that ended.
+    repeated = {record.facts.get(kind) for record in records for kind in ("look", "intent")}
+    for record in [one for one in records if one.number not in repeated][-limit:]:
+        look = by_number[record.facts["look"]].facts if "look" in record.facts else {}
+        facts = {**look, **record.facts}
+        version, why = (
+            facts.get("version", facts.get("challenger")),
+            str(facts.get("reason") or facts.get("decision", "")),
+        )
+        who, what = escape(str(facts.get("actor", ""))), str(record.kind)
+        if record.kind == "outcome":
+            what = "decision"
+        elif record.kind == "moved" and facts["how"] != "gate":
+            what = "rollback" if facts["how"] == "rollback" else "by hand"
+        table.add_row(str(record.number), _local(record.at)[:16], what, str(version or "none"), who, escape(why))
     out.print(table)
 
 

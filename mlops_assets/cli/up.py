@@ -66,6 +66,8 @@ def up() -> None:
             require_free_port(here.host, here.dagster_port, "MLOPS_DAGSTER_PORT")
             if not here.mlflow_tracking_uri:
                 require_free_port(here.host, here.mlflow_port, "MLOPS_MLFLOW_PORT")
+            if here.webhook_secret.get_secret_value():
+                require_free_port(here.host, here.webhook_port, "MLOPS_WEBHOOK_PORT")
             with out.status("closing what a killed predecessor left open ..."):
                 _tell(close_orphans(here))
             try:
@@ -104,6 +106,8 @@ def _served(here: Settings) -> ServiceError:
             services = [dagster_service(here)]
             if not here.mlflow_tracking_uri:
                 services.append(mlflow_service(here))
+            if here.webhook_secret.get_secret_value():
+                services.append(webhook_service(here))
             processes = stack.enter_context(started(services))
         out.print(f"Dagster  [link]{here.dagster_url}[/link]   (log {services[0].log})")
         out.print(f"MLflow   [link]{here.mlflow_url}[/link]")
@@ -179,6 +183,17 @@ def mlflow_service(here: Settings) -> Service:
         here.home / "logs" / "mlflow.log",
         ready=lambda: answers(f"{here.mlflow_url}/health"),
         environment={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+    )
+
+
+def webhook_service(here: Settings) -> Service:
+    """The receiver of MLflow's registry webhooks."""
+    command = [sys.executable, "-m", "mlops_assets.registry.webhook"]
+    return Service(
+        "the webhook receiver",
+        command,
+        here.home / "logs" / "webhook.log",
+        ready=lambda: answers(f"{here.webhook_url}/health"),
     )
 
 

@@ -38,7 +38,8 @@ def predict_foreign(store: Store, tracking: Tracking, version: Version, test: Ar
         store: Where they are kept, under the model's name, which is the pipeline's.
         tracking: Where the version is registered.
         version: The version; its `pyfunc` takes the feature table (pandas, columns by name) or the images, and returns
-            one class name or one probability per class for each row, in the order of `classes`.
+            one class name, or one probability or other score per class for each row, in the order of `classes`; only
+            probabilities are kept.
         test: The rows.
         classes: The classes.
 
@@ -82,14 +83,14 @@ def _answers(tracking: Tracking, version: Version, test: Arrays) -> NDArray[Any]
 def _columns(version: Version, answers: NDArray[Any], classes: Sequence[str]) -> dict[str, NDArray[Any]]:
     if answers.ndim == 2 and answers.shape[1] == len(classes) and np.issubdtype(answers.dtype, np.number):
         scores = answers.astype(np.float64)
-        sums = scores.sum(axis=1)
-        if np.isfinite(scores).all() and (scores >= 0).all() and np.allclose(sums, 1, atol=1e-2):
-            named = {f"p{index}": scores[:, index] for index in range(len(classes))}
+        if np.isfinite(scores).all():
+            shares = (scores >= 0).all() and np.allclose(scores.sum(axis=1), 1, atol=1e-2)
+            named = {f"p{index}": scores[:, index] for index in range(len(classes)) if shares}
             return {"predicted": np.asarray(classes)[scores.argmax(axis=1)], **named}
     names = answers.reshape(-1).astype(str)
     if len(names) == len(answers) and set(names) <= set(classes):
         return {"predicted": names}
     raise ForeignModelError(
         f"version {version.number} of {version.name} answers with shape {answers.shape}, and not with one of the "
-        f"classes ({', '.join(classes)}) or their {len(classes)} probabilities for each row; register a model that does"
+        f"classes ({', '.join(classes)}) or their {len(classes)} scores for each row; register a model that does"
     )

@@ -47,7 +47,8 @@ def build_registry(folders: Sequence[Path], jobs: Sequence[Any]) -> dg.SensorDef
     )
     def registry(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         here, now = settings(), time.time()
-        told = _changed(here.home)
+        # A webhook that comes while this tick looks is a later time than the one noted, and so looked after.
+        told = here.registry_poke.stat().st_mtime if here.registry_poke.exists() else 0.0
         last = json.loads(context.cursor or "{}")
         if last.get("told") == told and now - last.get("looked", 0.0) < LOOK_SECONDS:
             return dg.SensorResult(skip_reason="looked a moment ago", cursor=context.cursor)
@@ -66,16 +67,6 @@ def build_registry(folders: Sequence[Path], jobs: Sequence[Any]) -> dg.SensorDef
         return dg.SensorResult(run_requests=requests, skip_reason=None if requests else skipped, cursor=cursor)
 
     return registry
-
-
-def poke_file(home: Path) -> Path:
-    """What a webhook touches to have the registry looked at at once."""
-    return home / "registry.changed"
-
-
-def _changed(home: Path) -> float:
-    file = poke_file(home)
-    return file.stat().st_mtime if file.exists() else 0.0
 
 
 def _requests(pipeline: Pipeline, seen: Mapping[str, Seen], home: Path) -> list[dg.RunRequest]:
