@@ -25,6 +25,8 @@ from mlops_assets.services import Service, started
 from mlops_assets.settings import PROJECT, Settings, settings
 from mlops_assets.staleness import Plan
 
+pytestmark = pytest.mark.slow
+
 
 @contextmanager
 def port_that_refuses() -> Iterator[int]:
@@ -149,7 +151,6 @@ def test_the_tags_are_those_by_which_the_daemon_knows_a_wish(now: Assessment) ->
     assert now.tags.items() <= tags.items()
 
 
-@pytest.mark.slow
 def test_the_run_is_what_the_sensor_would_ask_for(
     now: Assessment, instance: dg.DagsterInstance, here: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,14 +189,12 @@ def test_the_run_is_what_the_sensor_would_ask_for(
         assert second.tags["mlops/oxen_commit"] == here.repository("iris").resolve("main")
 
 
-@pytest.mark.slow
 def test_a_read_only_webserver_refuses(now: Assessment, instance: dg.DagsterInstance, here: Settings) -> None:
     with webserver(here, "--read-only"), pytest.raises(PushError, match=r"is read-only; use `mlops run iris`"):
         push(now, instance, here)
     assert instance.get_runs() == []
 
 
-@pytest.mark.slow
 def test_a_code_location_that_does_not_load(
     now: Assessment, instance: dg.DagsterInstance, here: Settings, tmp_path: Path
 ) -> None:

@@ -29,6 +29,8 @@ from mlops_assets_tests.cli.conftest import Mlops
 from mlops_assets_tests.loop import Loop
 from mlops_assets_tests.test_upkeep import age
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("dataset", "features", "model", "predictions", "evaluation")
 DAY = 86400.0
 
@@ -276,7 +278,6 @@ def cut(folder: Path) -> None:
 # Observable source assets are beta in Dagster 1.13; `dg.load_from_defs_folder` silences the same warnings.
 @pytest.mark.filterwarnings("ignore:(Parameter|Function) `(execution_type|observable_source_asset):dagster.BetaWarning")
 @pytest.mark.filterwarnings("ignore:Property `OpDefinition.version`:DeprecationWarning")
-@pytest.mark.slow
 def test_whatever_is_damaged_is_whole_again_after_a_repair_and_a_run(loop: Loop, mlops: Mlops) -> None:
     loop.commit(samples.iris())
     loop.settle()

@@ -9,6 +9,8 @@ from PIL import Image
 from mlops_assets.evaluation.metrics import Mistake, evaluate
 from mlops_assets.evaluation.plots import calibration_png, confusion_png, mistakes_png
 
+pytestmark = pytest.mark.slow
+
 
 def evaluated(classes, *, rows=2000, seed=0, names=None):
     rng = np.random.default_rng(seed)
@@ -25,7 +27,6 @@ def pixels(png):
     return np.asarray(Image.open(io.BytesIO(png)).convert("L"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 20, 60, 300])
 def test_pictures_are_small_and_of_a_readable_size(classes):
     evaluation = evaluated(classes)
@@ -37,7 +38,6 @@ def test_pictures_are_small_and_of_a_readable_size(classes):
         assert 300 < width < 1400
 
 
-@pytest.mark.slow
 def test_nothing_is_cut_off_at_the_border():
     for png in (confusion_png(evaluated(20)), confusion_png(evaluated(40)), calibration_png(evaluated(3))):
         grey = pixels(png)
@@ -61,7 +61,6 @@ def test_awkward_class_names_are_drawn():
     confusion_png(evaluated(5, names=names))
 
 
-@pytest.mark.slow
 def test_equal_evaluations_give_equal_bytes():
     assert confusion_png(evaluated(3)) == confusion_png(evaluated(3))
     assert calibration_png(evaluated(3)) == calibration_png(evaluated(3))

@@ -7,6 +7,8 @@ from mlops_assets.gate import GateError, simulation, stress
 from mlops_assets.gate.plan import exceeds
 from mlops_assets.gate.simulation import World, audit, chance, least_gains
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("method", ["certified", "efficient"])
 def test_the_least_gains_are_where_the_rule_turns(method):
@@ -102,7 +104,6 @@ def test_noise_is_no_better_and_no_worse_than_the_champion():
     assert np.corrcoef(estimates.T)[0, 1] > 0.05, "a test set that flatters one flatters others"
 
 
-@pytest.mark.slow
 def test_a_stress_finds_the_promises_kept():
     found = stress.stress(100, 200)
 
@@ -114,7 +115,6 @@ def test_a_stress_finds_the_promises_kept():
     assert json.loads(json.dumps(found.to_dict()))["holds"]
 
 
-@pytest.mark.slow
 def test_a_stress_finds_looks_that_are_not_paid_for(monkeypatch):
     monkeypatch.setattr(stress.Budget, "share", property(lambda budget: 1 - budget.reliability))
     stress._rule.cache_clear()
