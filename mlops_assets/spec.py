@@ -31,6 +31,8 @@ SPEC_FILE: Final = "defs.yaml"
 NAME_PATTERN: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
 TABLE_ENDINGS: Final = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".pq")
 """What `data.readers` reads; a copy, since reading a `defs.yaml` must not load Polars."""
+MOST_FULL_STEPS: Final = 32
+"""Of a budget that every step halves: an error of 1e-12 is left, and a level beyond that is none to a float."""
 SPLIT_COLUMN: Final = "split"
 """The column that the platform adds to the features."""
 IMAGE_COLUMNS: Final = {"key": "key", "target": "label"}
@@ -244,6 +246,11 @@ class GateSpec(StrictModel):
                 f"'{self.condition}' has no clause on `n` alone, so no first model could pass it; add one such as "
                 "`n > 0.80`, or set `cold_start: hand`"
             )
+        if self.adaptivity == "full" and self.steps > MOST_FULL_STEPS:
+            raise ValueError(
+                f"with `adaptivity: full` each step halves the permitted error, and {self.steps} leave nothing of it; "
+                f"choose at most {MOST_FULL_STEPS} steps"
+            )
         return self
 
 
@@ -271,7 +278,9 @@ class PipelineSpec(StrictModel):
         description="Cron expression of an extra retraining; each tick enters the seed, so it is never a cache hit.",
     )
     sensor: bool = Field(
-        default=True, description="Whether changes of data and code are run by themselves, by the sensor."
+        default=True,
+        description="Whether the sensors act by themselves: on changes of data and code, and on versions that others "
+        "register.",
     )
 
     @model_validator(mode="after")

@@ -62,6 +62,21 @@ def judge_again(loop: Loop) -> None:
     assert made(loop.run([asset_key("iris", "champion")])) == ["champion"]
 
 
+def mlflow_model() -> type:
+    import mlflow
+
+    return mlflow.pyfunc.PythonModel  # type: ignore[no-any-return]
+
+
+def logged(loop: Loop, model: Any) -> str:
+    """Log a model as somebody does who knows nothing of this platform; returns where it is."""
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking(loop).uri)
+    with mlflow.start_run(experiment_id=tracking(loop).experiment("iris")):
+        return str(mlflow.pyfunc.log_model(name="model", python_model=model, pip_requirements=[]).model_uri)
+
+
 @pytest.fixture
 def two(loop: Loop) -> Loop:
     """Two versions, the second of which is the champion."""
@@ -101,7 +116,7 @@ def test_the_same_decision_costs_one_look(two: Loop) -> None:
 
 
 def test_a_rollback_goes_back_bars_and_stays(two: Loop) -> None:
-    result = move(two, how="rollback", version=1)
+    result = move(two, how="rollback", version=1, leaves=2)
     assert result.success
     assert champion(two) == 1
     assert told(two)["outcome"] == "rolled back to version 1 by tom: bad Tuesday"
@@ -125,7 +140,7 @@ def test_a_rollback_leaves_open_what_was_open(two: Loop) -> None:
     assert isinstance(request, dg.RunRequest)
     keys = [asset_key("iris", stage) for stage in ("model", "evaluation")]
     assert two.run(keys, request.tags).success
-    assert move(two, how="rollback", version=1).success
+    assert move(two, how="rollback", version=1, leaves=2).success
     assert champion(two) == 1
     assert two.settle() == ["champion"], "version 3 waits for its judgement"
     assert told(two)["challenger"] == 3
@@ -136,7 +151,7 @@ def test_going_back_in_time(two: Loop) -> None:
     assert move(two, how="hand", version=1).success
     assert champion(two) == 1
     assert champions(two).rollback_target(then) == 2
-    assert move(two, how="rollback", version=2).success
+    assert move(two, how="rollback", version=2, leaves=1).success
     assert champion(two) == 2
     assert champions(two).at(then) == 2
 
@@ -145,8 +160,10 @@ def test_going_back_in_time(two: Loop) -> None:
     ("wanted", "said"),
     [
         ({"how": "hand", "version": 9}, "iris has no version 9"),
-        ({"how": "rollback", "version": 2}, "is the champion already"),
-        ({"how": "rollback", "version": 9}, "iris has no version 9"),
+        ({"how": "rollback", "version": 2, "leaves": 2}, "is the champion already"),
+        ({"how": "rollback", "version": 9, "leaves": 2}, "iris has no version 9"),
+        ({"how": "rollback", "version": 1, "leaves": 7}, "version 2 is the champion of iris by now, and not version 7"),
+        ({"how": "hand", "version": 2}, "is the champion already"),
         ({"how": "candidate", "version": 9}, "no version 9"),
     ],
 )
@@ -165,24 +182,84 @@ def test_an_alias_moved_by_hand_is_noticed(two: Loop) -> None:
 
 
 def test_a_version_that_others_register_is_judged_like_ours(two: Loop) -> None:
-    import mlflow
-    import pandas as pd
-
-    class Guess(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-        def predict(self, context: Any, model_input: pd.DataFrame) -> list[str]:
+    class Guess(mlflow_model()):  # type: ignore[misc]
+        def predict(self, context: Any, model_input: Any) -> list[str]:
             return ["setosa"] * len(model_input)
 
-    uri = tracking(two).uri
-    mlflow.set_tracking_uri(uri)
-    with mlflow.start_run(experiment_id=tracking(two).experiment("iris")):
-        logged = mlflow.pyfunc.log_model(name="model", python_model=Guess(), pip_requirements=[])
-    version = mlflow.register_model(logged.model_uri, "iris")
+    version = tracking(two).client.create_model_version("iris", logged(two, Guess()))
     assert move(two, how="candidate", version=int(version.version)).success
     assert champion(two) == 2
     assert "kept version 2, because n - o" in told(two)["outcome"]
     assert "fails" in told(two)["outcome"]
     assert looks(two)[-1]["challenger"] == 3
     assert two.tick() == "nothing is stale"
+
+
+def test_the_same_files_under_another_number_are_barred_too(two: Loop) -> None:
+    client = tracking(two).client
+
+    def registered(model: str) -> int:
+        return int(client.create_model_version("iris", model).version)
+
+    class Echo(mlflow_model()):  # type: ignore[misc]
+        def predict(self, context: Any, model_input: Any) -> list[str]:
+            short, long = model_input["petal_length"] < 2.5, model_input["petal_width"] > 1.7
+            return [
+                "setosa" if one else "virginica" if other else "versicolor"
+                for one, other in zip(short, long, strict=True)
+            ]
+
+    uri = logged(two, Echo())
+    first = registered(uri)
+    assert move(two, how="candidate", version=first).success
+    assert champion(two) == first, told(two)["outcome"]
+    assert move(two, how="rollback", version=2, leaves=first).success
+    second = registered(uri)
+    assert move(two, how="candidate", version=second).success
+    assert champion(two) == 2
+    assert f"version {second} was rolled back and is barred" in told(two)["outcome"]
+
+
+def test_our_own_model_registered_once_more_is_our_own(two: Loop) -> None:
+    client = tracking(two).client
+    again = client.create_model_version("iris", client.get_model_version("iris", "1").source)
+    assert move(two, how="candidate", version=int(again.version)).success
+    assert aliases.get(tracking(two), "iris", int(again.version)) is not None
+    assert client.get_model_version("iris", again.version).tags["mlops.recipe"]
+    assert champion(two) == int(again.version), "it is as good as the champion"
+
+
+def test_a_champion_that_was_taken_away_does_not_reopen_the_cold_start(two: Loop) -> None:
+    tracking(two).client.delete_registered_model_alias("iris", "champion")
+    judge_again(two)
+    assert champion(two) == 0
+    assert "the champion was taken away in MLflow" in told(two)["outcome"]
+    assert move(two, how="hand", version=2).success
+    assert champion(two) == 2
+
+
+def test_a_report_that_cannot_be_written_promotes_nothing(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlops_assets.evaluation import html
+
+    def fail(*_: Any) -> bytes:
+        raise OSError("no room")
+
+    monkeypatch.setattr(html, "report_html", fail)
+    loop.commit(samples.iris())
+    loop.settle()
+    assert champion(loop) == 0
+    monkeypatch.undo()
+    assert made(loop.run())[-1] == "champion"
+    assert champion(loop) == 1
+    assert len(looks(loop)) == 1
+
+
+def test_a_slice_that_is_only_reported_costs_nothing(two: Loop) -> None:
+    aliases.point(tracking(two), "iris", "champion", 1)
+    two.edit("defs.yaml", "  gate:\n", "  slices: [species]\n\n  gate:\n")
+    assert two.settle() == ["champion"]
+    assert champion(two) == 2
+    assert len(looks(two)) == 2
 
 
 def test_a_test_set_that_was_asked_too_often_is_spent(loop: Loop) -> None:

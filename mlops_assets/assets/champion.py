@@ -1,7 +1,7 @@
 """`NAME/champion`: the gate's decision, and the version that answers users."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -55,8 +55,15 @@ def build_champion(pipeline: Pipeline) -> list[Any]:
                 log.info("%s: unchanged, nothing to decide", run.name)
                 return
             tracking = mlflow.tracking()
-            with _champions(run, tracking) as champions:
-                result = _moved(run, tracking, champions, move) if move else _decided(run, tracking, champions)
+            challenger = _challenger(run, tracking, move)
+            if challenger:
+                judgement.prepare(run, tracking, challenger, _current(run, tracking))
+            with _champions(run, tracking) as (champions, noticed):
+                if challenger:
+                    now, metadata = _judged(run, tracking, champions, challenger)
+                else:
+                    now, metadata = _moved(run, tracking, champions, move, noticed)
+            result = run.result_as_before(_digest(now), metadata) if move else run.result(_digest(now), metadata)
         yield result
 
     @dg.asset_check(asset=key, name="gate", description=f"`{pipeline.spec.gate.condition}`, on paired predictions.")
@@ -76,67 +83,91 @@ def build_champion(pipeline: Pipeline) -> list[Any]:
 
 
 @contextmanager
-def _champions(run: StageRun, tracking: "Tracking") -> Iterator["Champions"]:
-    """The ledger, brought up to date and held: two promotions at once wait for each other."""
+def _champions(run: StageRun, tracking: "Tracking") -> Iterator[tuple["Champions", list["Record"]]]:
+    """The ledger, brought up to date and held, and what that took: two promotions at once wait for each other.
+
+    Raises:
+        LedgerError: It is not the one whose heads MLflow and Dagster keep.
+    """
     from mlops_assets.registry.champion import Champions
-    from mlops_assets.registry.ledger import Ledger
+    from mlops_assets.registry.ledger import Ledger, LedgerError
 
     pipeline = run.pipeline
     ledger = Ledger(settings().home / "ledger", pipeline.name)
     champions = Champions(ledger, tracking, pipeline.model_name, pipeline.spec.gate.champion_alias)
+    (made,) = latest_metadata(run.context.instance, [asset_key(pipeline.name, "champion")])
     with ledger.lock():
-        for record in champions.reconcile():
+        kept = {"Dagster": str(made[LEDGER_HEAD].value)} if LEDGER_HEAD in made and made[LEDGER_HEAD].value else {}
+        problems = ledger.contradictions(ledger.records(), kept)
+        if problems:
+            raise LedgerError(f"{problems[0]}; put a copy of the ledger from a backup back")
+        noticed = champions.reconcile()
+        for record in noticed:
             log.warning("%s: %s", run.name, _sentence(record))
-        yield champions
+        yield champions, noticed
 
 
-def _decided(run: StageRun, tracking: "Tracking", champions: "Champions") -> dg.MaterializeResult[Any]:
-    """Judge the newest model, and move the alias if it may."""
-    now, metadata = _judged(run, tracking, champions, judgement.newest(run, tracking))
-    return run.result(_digest(now), metadata)
+def _challenger(run: StageRun, tracking: "Tracking", move: Mapping[str, Any]) -> "Version | None":
+    """Who is to be judged: the newest model, another version, or nobody when the champion is moved by hand.
+
+    Raises:
+        InputRefused: There is no such version.
+    """
+    from mlops_assets.registry import aliases
+
+    if not move:
+        return judgement.newest(run, tracking)
+    if move["how"] != "candidate":
+        return None
+    name = run.pipeline.model_name
+    found = aliases.get(tracking, name, int(move["version"]))
+    if found is None:
+        raise InputRefused(f"MLflow has no version {move['version']} of {name}, or its files are gone")
+    return judgement.recognised(tracking, found)
 
 
 def _moved(
-    run: StageRun, tracking: "Tracking", champions: "Champions", move: Mapping[str, Any]
-) -> dg.MaterializeResult[Any]:
+    run: StageRun,
+    tracking: "Tracking",
+    champions: "Champions",
+    move: Mapping[str, Any],
+    noticed: Sequence["Record"],
+) -> tuple["Version | None", dict[str, Any]]:
     """Do what a person or the registry's sensor asks for; whether the newest model was judged stays as it was.
 
     Raises:
-        MlopsError: The version does not exist, is barred, or there is none to go back to.
+        MlopsError: The version does not exist, is barred, or is champion already.
     """
-    from mlops_assets.registry import aliases
-    from mlops_assets.registry.history import history
-
-    name, how = run.pipeline.model_name, str(move["how"])
-    if how == "candidate":
-        candidate = aliases.get(tracking, name, int(move["version"]))
-        if candidate is None:
-            raise InputRefused(f"MLflow has no version {move['version']} of {name}, or its files are gone")
-        now, metadata = _judged(run, tracking, champions, candidate)
-        return run.result_as_before(_digest(now), metadata)
-    before = _current(run, tracking)
+    how, before = str(move["how"]), _current(run, tracking)
     told = {
         "actor": str(move.get("actor", "")),
         "reason": str(move.get("reason", "")),
         "dagster_run": run.context.run.run_id,
     }
-    if how == "rollback":
-        record = champions.rollback(int(move["version"]), **told)
-    elif how == "hand":
-        record = champions.move(int(move["version"]), how="hand", **told)
-    else:  # "notice": the ledger was brought up to date when it was opened
-        record = history(champions.ledger.records())[-1].record
+    outcome = "; ".join(map(_sentence, noticed)) or "nothing to note: the ledger says what MLflow shows"
+    if how != "notice":
+        version, sitting = int(move["version"]), before.number if before else 0
+        if how == "hand" and version == sitting:
+            raise InputRefused(f"version {version} of {run.pipeline.name} is the champion already; name another one")
+        if how == "rollback" and sitting not in {version, move["leaves"]}:
+            raise InputRefused(
+                f"version {sitting} is the champion of {run.pipeline.name} by now, and not version {move['leaves']}, "
+                "which was to be left; look again, and roll back then"
+            )
+        outcome = _sentence(
+            champions.rollback(version, **told) if how == "rollback" else champions.move(version, how="hand", **told)
+        )
     now = _current(run, tracking)
     metadata = {
-        OUTCOME: _sentence(record),
-        PASSED: True,
+        OUTCOME: outcome,
+        PASSED: False,  # nobody asked the gate
         "before": before.number if before else 0,
         **_of_champion(tracking, champions, now),
     }
     with suppress(MlopsError):  # figures are welcome, and no reason to fail when somebody must go back
         metadata |= judgement.accuracy_of(run, tracking, now) if now else {}
-    log.info("%s: %s", run.name, _sentence(record))
-    return run.result_as_before(_digest(now), metadata)
+    log.info("%s: %s", run.name, outcome)
+    return now, metadata
 
 
 def _judged(
@@ -155,20 +186,20 @@ def _judged(
         outcome = f"promoted version {challenger.number}, because {decision.reason}"
     else:
         outcome = f"{f'kept version {before.number}' if before else 'no champion yet'}, because {decision.reason}"
+    shown: dict[str, Any] = {}
     if not sitting:
-        verdict = {"mlops.gate": decision.verdict, "mlops.gate_outcome": outcome}
-        if challenger.run_id:
-            tracking.log_evaluation(challenger.run_id, metrics={}, tags=verdict, artifacts={})
-        if promoted:  # last, so that whatever failed before has promoted nothing
-            evidence = {**_evidence(run), "look": answer.judged.look, "decision": decision.to_dict()}
-            champions.move(
-                challenger.number,
-                how="gate",
-                actor="gate",
-                reason=decision.reason,
-                evidence=evidence,
-                dagster_run=run.context.run.run_id,
-            )
+        shown = documents(run, tracking, answer, challenger=challenger, champion=before, outcome=outcome)
+        judgement.mark(tracking, challenger, decision.verdict, outcome)
+    if promoted:  # last, so that whatever failed before has promoted nothing
+        evidence = {**_evidence(run), "look": answer.judged.look, "decision": decision.to_dict()}
+        champions.move(
+            challenger.number,
+            how="gate",
+            actor="gate",
+            reason=decision.reason,
+            evidence=evidence,
+            dagster_run=run.context.run.run_id,
+        )
     now = challenger if promoted else before
     log.info("%s: %s", run.name, outcome)
     metadata = {
@@ -178,11 +209,10 @@ def _judged(
         "before": before.number if before else 0,
         "anchor": answer.anchor,
         CLAUSES: _table(decision),
+        **shown,
         **(answer.new if promoted or sitting else answer.old),
         **_of_champion(tracking, champions, now),
     }
-    if not sitting:
-        metadata |= documents(run, tracking, answer, challenger=challenger, champion=before, outcome=outcome)
     if answer.judged.look:
         metadata |= {
             "rows judged": answer.judged.rows,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mlops_assets.assets.content import table_of
 from mlops_assets.assets.evaluation import PREDICTIONS_TAG
 from mlops_assets.assets.model import parts_of
 from mlops_assets.assets.stage import InputRefused, StageRun
+from mlops_assets.errors import MlopsError
 from mlops_assets.fingerprint import digest
 from mlops_assets.store import Entry
+from mlops_assets.tracking import tags as keys
 
 if TYPE_CHECKING:
     import polars as pl
@@ -60,6 +63,49 @@ def newest(run: StageRun, tracking: Tracking) -> Version:
     return found
 
 
+def recognised(tracking: Tracking, version: Version) -> Version:
+    """A version that others registered: with our provenance where it is a model of ours, else with a digest of its own.
+
+    So a bar also holds for the same model under another number, and our own model is judged as what it is.
+
+    Raises:
+        ForeignModelError: Its files cannot be read.
+    """
+    from mlops_assets.evaluation.foreign import files_digest
+    from mlops_assets.registry import aliases
+
+    if version.recipe or version.model_digest:
+        return version
+    twin = aliases.of_the_same_files(tracking, version)
+    if twin:
+        tags = {keys.RECIPE: twin.recipe, keys.MODEL_DIGEST: twin.model_digest}
+    else:
+        tags = {keys.MODEL_DIGEST: files_digest(tracking, version)}
+    aliases.tag_version(tracking, version, tags)
+    return replace(version, recipe=twin.recipe if twin else "", model_digest=tags[keys.MODEL_DIGEST])
+
+
+def mark(tracking: Tracking, version: Version, verdict: str, outcome: str) -> None:
+    """Note on a version, and on its run, that the gate has judged it."""
+    from mlops_assets.registry import aliases
+
+    if version.run_id:
+        tags = {keys.GATE: verdict, keys.GATE_OUTCOME: outcome}
+        tracking.log_evaluation(version.run_id, metrics={}, tags=tags, artifacts={})
+    aliases.tag_version(tracking, version, {keys.GATE: verdict})
+
+
+def prepare(run: StageRun, tracking: Tracking, *versions: Version | None) -> None:
+    """Make the predictions that `ask` will want, before the ledger is held: whoever wants to go back must not wait.
+
+    What cannot be made is for `ask` to tell.
+    """
+    for version in versions:
+        if version:
+            with suppress(MlopsError):
+                predictions_of(run, tracking, version)
+
+
 def ask(
     run: StageRun, tracking: Tracking, champions: Champions, challenger: Version, champion: Version | None
 ) -> Answer:
@@ -72,6 +118,7 @@ def ask(
     from mlops_assets.gate.budget import Looks
     from mlops_assets.gate.condition import parse
     from mlops_assets.gate.decide import decide
+    from mlops_assets.registry.history import history
     from mlops_assets.registry.promotion import Judged, by_hand, judge
 
     name, gate = run.pipeline.name, run.pipeline.spec.gate
@@ -88,6 +135,10 @@ def ask(
         return Answer(
             by_hand(f"{reason} until `mlops ledger clear {name} {challenger.number} --reason ...`"), rows, figures
         )
+    if champion is None and any(reign.version for reign in history(champions.ledger.records())):
+        return Answer(
+            by_hand(f"the champion was taken away in MLflow, so the next one needs a hand: {hand}"), rows, figures
+        )
     if champion is None and gate.cold_start == "hand":
         return Answer(by_hand(f"the first champion is made by hand: {hand}"), rows, figures)
     pinned = champions.anchor() if champion and "a" in {term.model for term in condition.terms} else None
@@ -98,12 +149,13 @@ def ask(
     except (TooFewPairs, ForeignModelError) as error:
         return Answer(by_hand(f"{error}, so a promotion needs a hand: {hand}"), rows, figures)
     # All that the answer depends on: the same question is answered again at no cost.
+    asked = {term.slice.column for term in condition.terms if term.slice}
     question = digest(
         [
             str(condition),
-            gate.model_dump(exclude={"condition", "champion_alias"}),
+            gate.model_dump(exclude={"condition", "champion_alias", "cold_start"}),
             [one.digest if one else "" for one in (new, old, anchor)],
-            {name: digest(values.tolist()) for name, values in rows.slices.items()},
+            {column: digest(rows.slices[column].tolist()) for column in sorted(asked)},
         ]
     )
     facts = {"challenger": challenger.number, "champion": champion.number if champion else 0, "anchor": pinned or 0}

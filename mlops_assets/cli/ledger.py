@@ -32,7 +32,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-ANCHORS: Final = 10
+ANCHORS: Final = 1000
 """How many of the last materializations are compared: the newest proves all, older ones that it is no fake."""
 
 Reason = Annotated[str, typer.Option("--reason", help="Why, in one sentence; it goes on record.")]
@@ -202,15 +202,18 @@ def anchors(pipeline: str) -> Mapping[str, str]:
 
 
 def moment(text: str) -> datetime:
-    """Read a time, by the local clock unless it says otherwise.
+    """Read a time that has been, by the local clock unless it says otherwise.
 
     Raises:
-        NotUnderstood: It is none.
+        NotUnderstood: It is none, or still to come.
     """
     try:
-        return datetime.fromisoformat(text).astimezone()
+        found = datetime.fromisoformat(text).astimezone()
     except (ValueError, OverflowError):
         raise NotUnderstood(f"'{text}' is no time; write one such as 2026-11-21T10:00") from None
+    if found > datetime.now().astimezone():
+        raise NotUnderstood(f"{_local(found)} is still to come; name a time that has been")
+    return found
 
 
 def given(reason: str) -> str:

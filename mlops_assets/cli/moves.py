@@ -45,10 +45,12 @@ def rollback(
     [bold]--to 2026-11-21T10:00[/bold]
     """
     here, pipeline = ensure_home(), find_pipeline(name)
-    said: int | datetime | None = int(to) if to.isdecimal() else moment(to) if to else None
+    said: int | datetime | None = int(to) if to.isdecimal() and len(to) < 10 else moment(to) if to else None
+    champions = champions_of(here, pipeline)
+    champions.reconcile()  # what somebody did in MLflow counts, too
     # Resolved before the run: one that dies is tried again, and "the one before" would then be another version.
-    target = champions_of(here, pipeline).rollback_target(said)
-    _move(here, pipeline, {"how": "rollback", "version": target, "reason": given(reason)})
+    target, leaves = champions.rollback_target(said), champions.at(datetime.now().astimezone())
+    _move(here, pipeline, {"how": "rollback", "version": target, "leaves": leaves, "reason": given(reason)})
 
 
 def _move(here: Settings, pipeline: Pipeline, move: Mapping[str, Any]) -> None:

@@ -6,7 +6,9 @@ here: when it is judged, and what for. Loading such a model runs the code that c
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +64,29 @@ def predict_foreign(store: Store, tracking: Tracking, version: Version, test: Ar
         return store.put(recipe, table_digest(data), {"classes": list(classes), "rows": frame.height}, {FILE: data})
 
 
+def files_digest(tracking: Tracking, version: Version) -> str:
+    """Content hash of a version's files, without MLflow's own description of them, which differs at every logging.
+
+    Raises:
+        ForeignModelError: They cannot be read.
+    """
+    from mlflow.artifacts import download_artifacts
+
+    try:
+        with TemporaryDirectory() as folder:
+            source = tracking.client.get_model_version_download_uri(version.name, str(version.number))
+            local = Path(download_artifacts(artifact_uri=source, dst_path=folder, tracking_uri=tracking.uri))
+            files = sorted(path for path in local.rglob("*") if path.is_file() and path.name != "MLmodel")
+            return digest(
+                [[path.relative_to(local).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()] for path in files]
+            )
+    except Exception as error:  # MLflow's stores raise whatever their libraries do
+        raise ForeignModelError(
+            f"the files of version {version.number} of {version.name} cannot be read ({_first_line(error)}); register "
+            "it again"
+        ) from error
+
+
 def _answers(tracking: Tracking, version: Version, test: Arrays) -> NDArray[Any]:
     from mlflow.artifacts import download_artifacts
     from mlflow.pyfunc import load_model
@@ -73,11 +98,14 @@ def _answers(tracking: Tracking, version: Version, test: Arrays) -> NDArray[Any]
             local = download_artifacts(artifact_uri=source, dst_path=folder, tracking_uri=tracking.uri)
             return np.asarray(load_model(local).predict(rows))
     except Exception as error:  # whatever its code raises, or MLflow of its files, it is the model that does not fit
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ForeignModelError(
-            f"version {version.number} of {version.name} does not run on the test rows ({said}); register a model that "
-            "takes the pipeline's features"
+            f"version {version.number} of {version.name} does not run on the test rows ({_first_line(error)}); "
+            "register a model that takes the pipeline's features"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _columns(version: Version, answers: NDArray[Any], classes: Sequence[str]) -> dict[str, NDArray[Any]]:

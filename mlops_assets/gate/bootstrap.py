@@ -64,7 +64,12 @@ def bca(terms: Mapping[Statistic, float], level: float, span: tuple[float, float
     drawn = np.sort(_resampled(statistic, cell, counts, resamples, rng))
     if drawn[0] == drawn[-1]:
         return whole, "all resamples are equal"
-    lower, upper = _bounds(drawn, value, _acceleration(statistic, cell, counts, rng), level)
+    if any(term.kinked for term in terms):
+        # The correction for bias would go the wrong way; of both plain bounds, the wider is taken.
+        low, high = (float(np.quantile(drawn, share)) for share in (1 - level, level))
+        lower, upper = min(low, 2 * value - high), max(high, 2 * value - low)
+    else:
+        lower, upper = _bounds(drawn, value, _acceleration(statistic, cell, counts, rng), level)
     return Interval(value, max(span[0], lower), min(span[1], upper)), ""
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mlops_assets.gate.bootstrap import bca, estimate
 from mlops_assets.gate.clauses import Clause, Term
+from mlops_assets.gate.gaps import Gap
 from mlops_assets.gate.intervals import (
     Interval,
     betting,
@@ -27,7 +28,7 @@ from mlops_assets.gate.intervals import (
     wilson,
     wilson_is_sound,
 )
-from mlops_assets.gate.metrics import RowMean, Statistic
+from mlops_assets.gate.metrics import Measure, RowMean, Statistic
 
 Method = Literal["efficient", "certified"]
 
@@ -137,7 +138,7 @@ class Bounds:
     counts: Counts | None = None
 
 
-def bound(clause: Clause, measured: Mapping[Term, RowMean | Statistic], level: float, method: Method) -> Bounds:
+def bound(clause: Clause, measured: Mapping[Term, Measure], level: float, method: Method) -> Bounds:
     """Bound a clause's linear form.
 
     Args:
@@ -146,6 +147,13 @@ def bound(clause: Clause, measured: Mapping[Term, RowMean | Statistic], level: f
         level: One-sided confidence of each bound.
         method: Whether an interval may be approximate.
     """
+    gaps = [(one, clause.coefficients[term]) for term, one in measured.items() if isinstance(one, Gap)]
+    if gaps:
+        return _of_gaps(clause, gaps, level, alone=len(gaps) == len(measured))
+    return _of_rows(clause, {term: one for term, one in measured.items() if not isinstance(one, Gap)}, level, method)
+
+
+def _of_rows(clause: Clause, measured: Mapping[Term, RowMean | Statistic], level: float, method: Method) -> Bounds:
     means = [one for one in measured.values() if isinstance(one, RowMean)]
     same = all(np.array_equal(one.rows, means[0].rows) for one in means)
     if len(means) < len(measured) or not same:
@@ -196,6 +204,16 @@ def _bootstrapped(clause: Clause, measured: Mapping[Term, RowMean | Statistic], 
     if trouble:
         return Bounds(interval, NONE, rows, trouble)
     return Bounds(interval, BCA, rows, "approximate")
+
+
+def _of_gaps(clause: Clause, gaps: list[tuple[Gap, float]], level: float, *, alone: bool) -> Bounds:
+    """Bound a sum of gaps by bounds of each, which share the permitted error."""
+    parts = [_scaled(gap.interval(1 - (1 - level) / len(gaps)), factor) for gap, factor in gaps]
+    value, lower, upper = (sum(ends) for ends in zip(*parts, strict=True))
+    rows = max(gap.rows for gap, _ in gaps)
+    if not alone:
+        return Bounds(Interval(value, *clause.range), NONE, rows, "no interval is known for gaps beside other metrics")
+    return Bounds(Interval(value, lower, upper), f"{CLOPPER_PEARSON}, by group", rows)
 
 
 def _counts(means: list[RowMean], factors: list[float], rows: int) -> Counts | None:

@@ -138,9 +138,10 @@ def decide(
         paired: What the models said on the test rows; clauses on a model that is not there are skipped.
         reliability: One-sided confidence in the verdict, from 0.5 to 1 - 1e-15.
         mode: "fp-free" promotes on "true" alone, "fn-free" also on "unknown".
-        method: "efficient" takes intervals that err about as often as they say (at most a quarter more often) where
-            they are sound, "certified" those alone that never err more often, on any test set; under it a clause
-            without such an interval is unknown.
+        method: "efficient" takes score intervals where they err at most a quarter more often than stated in the
+            direction of the claim, and the bootstrap, which promises no such thing, for metrics that have no interval;
+            "certified" takes those alone that never err more often, on any test set, and leaves a clause without one
+            unknown.
 
     Returns:
         The decision; "by hand" when no clause can be judged, for want of a champion or of an anchor.

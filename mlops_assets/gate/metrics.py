@@ -10,7 +10,7 @@ over the classes (scikit-learn's with `scale_by_half=False`), and the calibratio
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from mlops_assets.gate import GateError
 from mlops_assets.gate.clauses import BINARY, METRICS, MODELS, OF_A_CLASS, OVER_GROUPS, Condition, Term, class_name
+from mlops_assets.gate.gaps import Gap
 from mlops_assets.gate.rows import Outputs, Paired
 
 Weights = NDArray[np.float64]
@@ -68,6 +69,7 @@ class Statistic:
         scarce: Rows in the smallest group that it divides by.
         rare: Rows of the rarer outcome, in the group where they are fewest, of a share that is compared between groups;
             None for other metrics.
+        kinked: Whether it is a sum of distances from 0, near which resamples lie too high.
     """
 
     rows: NDArray[np.bool_]
@@ -75,6 +77,11 @@ class Statistic:
     on: Callable[[NDArray[np.intp]], Callable[[Weights], NDArray[np.float64]]]
     scarce: int
     rare: int | None = None
+    kinked: bool = False
+
+
+Measure = RowMean | Statistic | Gap
+"""What a term comes to."""
 
 
 class Meter:
@@ -91,7 +98,7 @@ class Meter:
         classes = [term for term in condition.terms if term.metric in BINARY or term.metric not in ("", *METRICS)]
         condition.require(self._classes if classes else (), paired.slices)
 
-    def measure(self, term: Term) -> RowMean | Statistic:
+    def measure(self, term: Term) -> Measure:
         """Measure one term; the models that it speaks of have to be there.
 
         Raises:
@@ -109,7 +116,7 @@ class Meter:
             return self._of_class(term, metric, self._names.index(name), rows, outputs)
         if term.metric in ("f1", "precision", "recall"):
             return self._of_class(term, metric, 1, rows, outputs)
-        measured: RowMean | Statistic = getattr(self, f"_{term.metric}")(term, rows, outputs)
+        measured: Measure = getattr(self, f"_{term.metric}")(term, rows, outputs)
         return measured
 
     def _rows(self, term: Term) -> NDArray[np.bool_]:
@@ -220,36 +227,20 @@ class Meter:
 
     # Groups
 
-    def _demographic_parity_difference(self, term: Term, rows: NDArray[np.bool_], outputs: Outputs) -> Statistic:
-        group, members = self._groups(term)
-        selected = self._indices(outputs.predicted) == 1
-        size = members.shape[1]
-        columns = np.concatenate([members & selected[:, None], members], axis=1)
+    def _demographic_parity_difference(self, term: Term, _rows: NDArray[np.bool_], outputs: Outputs) -> Gap:
+        members, selected = self._groups(term), self._indices(outputs.predicted) == 1
+        return Gap((members & selected[:, None]).sum(axis=0)[None, :], members.sum(axis=0)[None, :])
 
-        def gap(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-            return _gap(_ratio(sums[:, :size], sums[:, size:]))
-
-        return _of_sums(
-            rows, group * 2 + selected, columns, gap, scarce=_least(members, rows), rare=_rare(selected, members)
+    def _equalized_odds_difference(self, term: Term, _rows: NDArray[np.bool_], outputs: Outputs) -> Gap:
+        # The rate of predicted positives is the true positive rate among positive rows, the false one among the others.
+        members, selected = self._groups(term), (self._indices(outputs.predicted) == 1)[:, None]
+        kinds = [members & (self._label == of)[:, None] for of in (1, 0)]
+        return Gap(
+            np.stack([(kind & selected).sum(axis=0) for kind in kinds]), np.stack([kind.sum(axis=0) for kind in kinds])
         )
 
-    def _equalized_odds_difference(self, term: Term, rows: NDArray[np.bool_], outputs: Outputs) -> Statistic:
-        group, members = self._groups(term)
-        selected, positive = self._indices(outputs.predicted) == 1, self._label == 1
-        size = members.shape[1]
-        # By group and true class; the rate of predicted positives is the true positive rate in one, the false in other.
-        cells = np.concatenate([members & positive[:, None], members & ~positive[:, None]], axis=1)
-        columns = np.concatenate([cells & selected[:, None], cells], axis=1)
-
-        def gap(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-            rates = _ratio(sums[:, : 2 * size], sums[:, 2 * size :])
-            return np.maximum(_gap(rates[:, :size]), _gap(rates[:, size:]))
-
-        codes = group * 4 + positive * 2 + selected
-        return _of_sums(rows, codes, columns, gap, scarce=_least(cells, rows), rare=_rare(selected, cells))
-
-    def _groups(self, term: Term) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Each row's group, and per row and group whether it belongs."""
+    def _groups(self, term: Term) -> NDArray[np.bool_]:
+        """Per row and group of a column whether the row belongs to it."""
         assert term.metric in OVER_GROUPS
         assert term.slice is not None
         names, group = np.unique(self._texts(term.slice.column), return_inverse=True)
@@ -257,7 +248,7 @@ class Meter:
             raise self._error(
                 term, f"every test row has {term.slice.column}={names[0]}: there are no groups to compare"
             )
-        return group, group[:, None] == np.arange(len(names))
+        return np.asarray(group[:, None] == np.arange(len(names)))
 
     # Probabilities
 
@@ -293,7 +284,7 @@ class Meter:
         def error(sums: NDArray[np.float64]) -> NDArray[np.float64]:
             return _ratio(np.abs(sums[:, :-1]).sum(axis=1), sums[:, -1])
 
-        return _of_sums(rows, codes, columns, error, scarce=int(rows.sum()))
+        return replace(_of_sums(rows, codes, columns, error, scarce=int(rows.sum())), kinked=True)
 
     def _auc(self, term: Term, rows: NDArray[np.bool_], outputs: Outputs) -> Statistic:
         if outputs.scores is None:
@@ -372,10 +363,6 @@ def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.
 def _mean_where(parts: NDArray[np.float64], wholes: NDArray[np.float64]) -> NDArray[np.float64]:
     """Average the ratios of shape (resamples, classes) over the classes that have one."""
     return _ratio(_ratio(parts, wholes).sum(axis=1), (wholes > 0).sum(axis=1))
-
-
-def _gap(rates: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(rates.max(axis=1) - rates.min(axis=1))
 
 
 def _share_of_pairs(

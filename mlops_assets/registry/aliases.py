@@ -175,6 +175,32 @@ def tag(tracking: Tracking, name: str, key: str, value: str) -> None:
         tracking.client.set_registered_model_tag(name, key, value)
 
 
+def tag_version(tracking: Tracking, version: Version, tags: Mapping[str, str]) -> None:
+    """Set tags of a version.
+
+    Raises:
+        TrackingError: there is no such version, or MLflow cannot be reached.
+    """
+    with tracking.one_sentence():
+        for key, value in tags.items():
+            tracking.client.set_model_version_tag(version.name, str(version.number), key, value)
+
+
+def of_the_same_files(tracking: Tracking, version: Version) -> Version | None:
+    """The newest version of the model that this platform made and that has the very files of another.
+
+    Raises:
+        TrackingError: MLflow cannot be reached or refuses.
+    """
+    client = tracking.client
+    with tracking.one_sentence():
+        place = client.get_model_version_download_uri(version.name, str(version.number))
+        for other in client.search_model_versions(f"name = '{version.name}'", order_by=["version_number DESC"]):
+            if keys.RECIPE in other.tags and client.get_model_version_download_uri(other.name, other.version) == place:
+                return _version(other)
+    return None
+
+
 def current(tracking: Tracking, name: str, alias: str) -> Version | None:
     """The version that `alias` points at, or None: no such alias, or no such model.
 

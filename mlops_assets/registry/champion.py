@@ -330,8 +330,9 @@ class Champions:
         problems = self.ledger.contradictions(records, {"MLflow": kept}) if kept else []
         if problems:
             raise LedgerError(
-                f"{problems[0]}; put a copy of it from a backup back, or begin anew: move it aside and delete the tag "
-                f"'{HEAD_TAG}' of the registered model {self._name} in MLflow"
+                f"{problems[0]}; put a copy of it from a backup back (without one: a new ledger, which forgets bars "
+                f"and looks, begins when the file is moved aside and the tag '{HEAD_TAG}' of the registered model "
+                f"{self._name} is deleted in MLflow)"
             )
 
     def _existing(self, version: int) -> Version:

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mlops_assets.errors import MlopsError
-from mlops_assets.tracking.tags import RECIPE
+from mlops_assets.tracking.tags import GATE, RECIPE
 
 SECONDS: Final = 5.0
 """How long the server may take."""
 
 _PAGE: Final = 500
+NEWEST: Final = 200
+"""So many of the registry's newest versions are looked at for ones that nobody has judged."""
 
 
 class RegistryUnreachable(MlopsError):
@@ -30,15 +32,12 @@ class Seen:
 
     Attributes:
         aliases: Version by alias.
-        newest: Its newest version; 0 when there is none.
-        ours: Whether the newest version was made by this platform.
-        ready: Whether MLflow calls the newest version ready.
+        unjudged: The versions that others registered and the gate has not judged, with the seconds since the epoch at
+            which they were; the oldest first.
     """
 
     aliases: Mapping[str, int]
-    newest: int
-    ours: bool
-    ready: bool
+    unjudged: Mapping[int, float]
 
 
 def look(url: str) -> dict[str, Seen]:
@@ -52,34 +51,44 @@ def look(url: str) -> dict[str, Seen]:
     """
     import httpx
 
-    found: dict[str, Seen] = {}
+    models: list[Any] = []
     page = ""
     try:
         with httpx.Client(base_url=url, timeout=SECONDS, auth=_login(), headers=_token()) as client:
+
+            def ask(path: str, **wanted: str) -> Mapping[str, Any]:
+                answer = client.get(f"/api/2.0/mlflow/{path}", params=wanted).raise_for_status().json()
+                return dict(answer)
+
             while True:
-                asked = {"max_results": str(_PAGE)} | ({"page_token": page} if page else {})
-                answer = client.get("/api/2.0/mlflow/registered-models/search", params=asked).raise_for_status().json()
-                found |= {one["name"]: _seen(one) for one in answer.get("registered_models", [])}
-                page = answer.get("next_page_token", "")
+                told = ask("registered-models/search", max_results=str(_PAGE), **({"page_token": page} if page else {}))
+                models += told.get("registered_models", [])
+                page = told.get("next_page_token", "")
                 if not page:
-                    return found
-    except (httpx.HTTPError, ValueError, KeyError) as error:
+                    break
+            newest = ask("model-versions/search", max_results=str(NEWEST), order_by="creation_timestamp DESC")
+            versions = [one for one in newest.get("model_versions", []) if _is_unjudged(one)]
+            return {
+                one["name"]: Seen(
+                    {alias["alias"]: int(alias["version"]) for alias in one.get("aliases", [])},
+                    {
+                        int(version["version"]): version["creation_timestamp"] / 1000
+                        for version in reversed(versions)
+                        if version["name"] == one["name"]
+                    },
+                )
+                for one in models
+            }
+    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
         raise RegistryUnreachable(
             f"no MLflow server shows its registry at {url} ({str(error) or type(error).__name__}); "
             "start it by `mlops up`, or mend MLFLOW_TRACKING_URI"
         ) from None
 
 
-def _seen(model: Mapping[str, Any]) -> Seen:
-    versions = sorted(model.get("latest_versions", []), key=lambda one: int(one["version"]))
-    newest: Mapping[str, Any] = versions[-1] if versions else {"version": 0}
-    tags = {tag["key"] for tag in newest.get("tags", [])}
-    return Seen(
-        aliases={one["alias"]: int(one["version"]) for one in model.get("aliases", [])},
-        newest=int(newest["version"]),
-        ours=RECIPE in tags,
-        ready=newest.get("status") == "READY",
-    )
+def _is_unjudged(version: Mapping[str, Any]) -> bool:
+    tags = {tag["key"] for tag in version.get("tags", [])}
+    return version.get("status") == "READY" and not tags & {RECIPE, GATE}
 
 
 def _login() -> tuple[str, str] | None:

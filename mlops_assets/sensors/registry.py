@@ -26,6 +26,9 @@ from mlops_assets.settings import settings
 LOOK_SECONDS: Final = 30.0
 """How often the registry is looked at when nobody says that it has changed."""
 
+DAY_SECONDS: Final = 86_400
+"""A candidate whose run failed is asked for again on the next day."""
+
 SETTLE_SECONDS: Final = 60.0
 """How long a move of the champion may be under way: after that its process is taken for gone."""
 
@@ -82,9 +85,14 @@ def _requests(pipeline: Pipeline, seen: Mapping[str, Seen], home: Path) -> list[
     reigns = history(records)
     if alias != ((reigns[-1].version or 0) if reigns else 0) or (last and last.kind == "intent"):
         return [_request(pipeline, {"how": "notice"}, f"notice-{alias}-{ledger.head}")]
-    if found.newest and found.ready and not found.ours and pipeline.spec.sensor:
-        return [_request(pipeline, {"how": "candidate", "version": found.newest}, f"candidate-{found.newest}")]
-    return []
+    since = records[0].at.timestamp() if records else 0.0
+    new = [version for version, registered in found.unjudged.items() if registered >= since]
+    if not new or not pipeline.spec.sensor:
+        return []
+    # One at a time, each until it is judged; without a ledger only the newest of what was there before.
+    version = new[0] if records else new[-1]
+    day = int(time.time() // DAY_SECONDS)
+    return [_request(pipeline, {"how": "candidate", "version": version}, f"candidate-{version}-{day}")]
 
 
 def _request(pipeline: Pipeline, move: Mapping[str, Any], key: str) -> dg.RunRequest:

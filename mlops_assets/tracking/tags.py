@@ -18,3 +18,7 @@ GIT_REVISION: Final = "mlops.git_revision"
 OXEN_COMMIT: Final = "mlops.oxen_commit"
 DATA_DIGEST: Final = "mlops.data_digest"
 MODEL_DIGEST: Final = "mlops.model_digest"
+GATE: Final = "mlops.gate"
+"""The gate's verdict, on a version and on its run; a version of others that has none is still to be judged."""
+
+GATE_OUTCOME: Final = "mlops.gate_outcome"

@@ -3,8 +3,9 @@ import pytest
 from sklearn import metrics as reference
 
 from mlops_assets.gate.bootstrap import estimate
-from mlops_assets.gate.clauses import METRICS
+from mlops_assets.gate.clauses import METRICS, OVER_GROUPS
 from mlops_assets.gate.condition import ConditionError, parse
+from mlops_assets.gate.gaps import Gap
 from mlops_assets.gate.metrics import Meter, RowMean, Statistic
 from mlops_assets.gate.rows import Outputs, Paired
 from mlops_assets_tests.gate.worlds import world
@@ -26,6 +27,8 @@ def measure(text, paired):
 
 def value(text, paired):
     measured = measure(f"{text} > 0", paired)
+    if isinstance(measured, Gap):
+        return measured.interval(0.9).estimate
     statistic = measured if isinstance(measured, Statistic) else measured.statistic()
     found = estimate({statistic: 1.0})
     if isinstance(measured, RowMean):
@@ -153,9 +156,9 @@ def test_weights_count_rows():
     again = rng.integers(600, size=600)
     weights = np.bincount(again, minlength=600)[None, :].astype(float)
     for metric in METRICS:
-        if metric in ("mae", "rmse"):
+        if metric in ("mae", "rmse", *OVER_GROUPS):
             continue
-        text = f"n.{metric}[group]" if metric.endswith("_difference") else f"n.{metric}"
+        text = f"n.{metric}"
         measured = measure(f"{text} > 0", TWO)
         statistic = measured if isinstance(measured, Statistic) else measured.statistic()
         found = statistic.on(np.arange(600))(weights)
@@ -182,8 +185,6 @@ def test_scarce_is_the_smallest_group_that_is_divided_by():
 
     assert measure("n.balanced_accuracy > 0", paired).scarce == 3
     assert measure("n.macro_f1 > 0", paired).scarce == 3
-    assert measure("n.equalized_odds_difference[group] < 1", paired).scarce == 0
-    assert measure("n.demographic_parity_difference[group] < 1", paired).scarce == 5
 
 
 def test_rare_is_the_rarer_outcome_of_a_share():
@@ -191,9 +192,6 @@ def test_rare_is_the_rarer_outcome_of_a_share():
     said = np.repeat(["a", "b", "b", "a", "b"], [50, 38, 2 + 29, 1 + 7, 53])
     paired = Paired(label, Outputs(said), slices={"group": np.repeat(["x", "y"], 90)})
 
-    assert measure("n.demographic_parity_difference[group] < 1", paired).rare == 8
-    # In x all 50 of class a are told rightly.
-    assert measure("n.equalized_odds_difference[group] < 1", paired).rare == 0
     assert measure("n[group=x] > 0", paired).statistic().rare == 0
     assert measure("n[group=y] > 0", paired).statistic().rare == 36
     assert measure("n.rmse > 0", NUMBERS).rare is None

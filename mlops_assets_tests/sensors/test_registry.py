@@ -95,21 +95,18 @@ def foreign(watched: Watched) -> int:
 
 def test_what_others_do_is_seen_judged_and_noted(watched: Watched) -> None:
     seen = look(settings().mlflow_url)["iris"]
-    assert (seen.newest, seen.ours, seen.ready, seen.aliases["champion"]) == (1, True, True, 1)
+    assert (seen.aliases["champion"], seen.unjudged) == (1, {})
     assert reason(watched.tick()) == "the registry is as the ledgers say"
     assert reason(watched.tick()) == "looked a moment ago"
 
-    version = foreign(watched)
-    (request,) = watched.later().run_requests
-    assert json.loads(request.tags[MOVE_TAG]) == {"how": "candidate", "version": version}
-    result = watched.loop.run(list(request.asset_selection or []), request.tags)
-    assert made(result) == ["champion"], result.failure_data_for_node("iris__champion")
-    (again,) = watched.later().run_requests
-    assert again.run_key == request.run_key, "Dagster drops what it was asked before"
+    first, second = foreign(watched), foreign(watched)
+    for version in (first, second):
+        (request,) = watched.later().run_requests
+        assert json.loads(request.tags[MOVE_TAG]) == {"how": "candidate", "version": version}
+        result = watched.loop.run(list(request.asset_selection or []), request.tags)
+        assert made(result) == ["champion"], result.failure_data_for_node("iris__champion")
+    assert reason(watched.later()) == "the registry is as the ledgers say", "each is judged once"
 
-    aliases.point(watched.tracking, "iris", "champion", 1)
-    if aliases.current(watched.tracking, "iris", "champion") is None:
-        pytest.fail("no champion")
     watched.tracking.client.delete_registered_model_alias("iris", "champion")
     (request,) = watched.later().run_requests
     assert json.loads(request.tags[MOVE_TAG]) == {"how": "notice"}
