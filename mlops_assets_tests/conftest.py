@@ -44,3 +44,8 @@ def loop(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     with looping(ensure_home(settings()), tmp_path / "defs" / "iris") as made:
         yield made
     close_stores()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that mostly wait for servers: at the end they would be alone."""
+    items.sort(key=lambda item: "/processes/" not in item.nodeid)

@@ -1,8 +1,10 @@
 """Moves of the champion as runs of its asset: by the gate, by hand, back, by others; all of it on record."""
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -11,14 +13,17 @@ import pytest
 from mlops_assets.assets.champion import MOVE_TAG
 from mlops_assets.data import samples
 from mlops_assets.execution import RunFailed, execute_move
+from mlops_assets.home import ensure_home, open_instance
 from mlops_assets.pipeline import Pipeline
 from mlops_assets.provenance import LEDGER_HEAD, asset_key, latest_metadata, metadata_history
 from mlops_assets.registry import aliases
 from mlops_assets.registry.champion import Champions
 from mlops_assets.registry.ledger import Ledger
+from mlops_assets.settings import settings
 from mlops_assets.spec import SpecError
 from mlops_assets.tracking.runs import Tracking
-from mlops_assets_tests.loop import Loop, made
+from mlops_assets_tests.loop import Loop, looping, made
+from mlops_assets_tests.mlflow_fixtures import close_stores
 
 pytestmark = [
     pytest.mark.slow,
@@ -77,15 +82,35 @@ def logged(loop: Loop, model: Any) -> str:
         return str(mlflow.pyfunc.log_model(name="model", python_model=model, pip_requirements=[]).model_uri)
 
 
+@pytest.fixture(scope="module")
+def made_once(store_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with two versions, the second of which is the champion, and the pipeline's folder beside it."""
+    place = tmp_path_factory.mktemp("two")
+    shutil.copytree(store_template, place / "home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLOPS_HOME", str(place / "home"))
+        patch.setenv("DAGSTER_HOME", str(place / "home" / "dagster"))
+        settings.cache_clear()
+        with looping(ensure_home(settings()), place / "defs" / "iris") as loop:
+            for table in (samples.iris(), samples.iris_uci()):
+                loop.commit(table)
+                loop.settle()
+            assert champion(loop) == 2, told(loop)["outcome"]
+        close_stores()
+    settings.cache_clear()
+    return place
+
+
 @pytest.fixture
-def two(loop: Loop) -> Loop:
-    """Two versions, the second of which is the champion."""
-    loop.commit(samples.iris())
-    loop.settle()
-    loop.commit(samples.iris_uci())
-    loop.settle()
-    assert champion(loop) == 2, told(loop)["outcome"]
-    return loop
+def two(made_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loop]:
+    """A copy of that: homes can be moved."""
+    for name in ("home", "defs"):
+        shutil.copytree(made_once / name, tmp_path / name)
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home" / "dagster"))
+    here = ensure_home(settings())
+    with open_instance(here) as instance:
+        yield Loop(here, instance, tmp_path / "defs" / "iris")
+    close_stores()
 
 
 def test_every_promotion_is_on_record(two: Loop) -> None:
@@ -183,7 +208,7 @@ def test_an_alias_moved_by_hand_is_noticed(two: Loop) -> None:
 
 def test_a_version_that_others_register_is_judged_like_ours(two: Loop) -> None:
     class Guess(mlflow_model()):  # type: ignore[misc]
-        def predict(self, context: Any, model_input: Any) -> list[str]:
+        def predict(self, context, model_input):  # MLflow reads hints as a signature
             return ["setosa"] * len(model_input)
 
     version = tracking(two).client.create_model_version("iris", logged(two, Guess()))
@@ -202,7 +227,7 @@ def test_the_same_files_under_another_number_are_barred_too(two: Loop) -> None:
         return int(client.create_model_version("iris", model).version)
 
     class Echo(mlflow_model()):  # type: ignore[misc]
-        def predict(self, context: Any, model_input: Any) -> list[str]:
+        def predict(self, context, model_input):  # MLflow reads hints as a signature
             short, long = model_input["petal_length"] < 2.5, model_input["petal_width"] > 1.7
             return [
                 "setosa" if one else "virginica" if other else "versicolor"

@@ -147,10 +147,12 @@ def test_who_answered_when_and_why(champions: Champions, mlops: Mlops) -> None:
     assert told.code == 0, told.err
     for words in ("2", "[2] is better", "gate, by sensor", "7f3a", str(moves[1].facts["run_id"]), "recipe b"):
         assert f"│ {words}" in told.out
-    local = datetime.now().isoformat(timespec="seconds")  # noqa: DTZ005  what people type
-    found = json.loads(mlops("at", "iris", f"{local}.999999", "--json").out)
+    local = datetime.now().isoformat()  # noqa: DTZ005  what people type
+    found = json.loads(mlops("at", "iris", local, "--json").out)
     assert (found["version"], found["how"], found["reason"]) == (1, "rollback", "bad Tuesday")
     before = moves[0].at - timedelta(seconds=1)
     assert "no version of iris answered at" in mlops("at", "iris", before.isoformat()).out
+    told = mlops("at", "iris", "2999-01-01")
+    assert (told.code, "2999-01-01 00:00:00 is still to come" in told.err) == (1, True)
     told = mlops("at", "iris", "Tuesday")
     assert (told.code, "'Tuesday' is no time; write one such as 2026-11-21T10:00" in told.err) == (1, True)

@@ -327,7 +327,7 @@ def test_a_tail_that_was_cut_off_stops_everything_and_stays_proven(
     path.write_bytes(b"".join(whole.splitlines(keepends=True)[:2]))
     for _ in range(2):
         assert f"{path} ends with entry 2, though MLflow has seen entry 4" in champions.verify()[0]
-        with pytest.raises(LedgerError, match=r"put a copy of it from a backup back, or begin anew: .*ledger_head"):
+        with pytest.raises(LedgerError, match=r"put a copy of it from a backup back .*ledger_head"):
             promote(champions, 3)
     assert kept_head(tracking) == head
     path.unlink()
