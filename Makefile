@@ -36,7 +36,7 @@ up: $(STAMP)
 	@$(BIN)/mlops up
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 quick: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
