@@ -77,9 +77,18 @@ def logged(loop: Loop, model: Any) -> str:
     """Log a model as somebody does who knows nothing of this platform; returns where it is."""
     import mlflow
 
-    mlflow.set_tracking_uri(tracking(loop).uri)
     with mlflow.start_run(experiment_id=tracking(loop).experiment("iris")):
         return str(mlflow.pyfunc.log_model(name="model", python_model=model, pip_requirements=[]).model_uri)
+
+
+@pytest.fixture
+def as_others(two: Loop) -> Iterator[None]:
+    """MLflow as somebody else has set it up, for the whole process; and as if nobody had, after that."""
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking(two).uri)
+    yield
+    mlflow.set_tracking_uri(None)
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +215,7 @@ def test_an_alias_moved_by_hand_is_noticed(two: Loop) -> None:
     assert champions(two).verify() == []
 
 
+@pytest.mark.usefixtures("as_others")
 def test_a_version_that_others_register_is_judged_like_ours(two: Loop) -> None:
     class Guess(mlflow_model()):  # type: ignore[misc]
         def predict(self, context, model_input):  # MLflow reads hints as a signature
@@ -220,6 +230,7 @@ def test_a_version_that_others_register_is_judged_like_ours(two: Loop) -> None:
     assert two.tick() == "nothing is stale"
 
 
+@pytest.mark.usefixtures("as_others")
 def test_the_same_files_under_another_number_are_barred_too(two: Loop) -> None:
     client = tracking(two).client
 
