@@ -1,10 +1,8 @@
-import io
 import os
 import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
@@ -12,28 +10,22 @@ import dagster as dg
 import polars as pl
 import pytest
 import yaml
-from PIL import Image
 
 from mlops_assets.cli import new
 from mlops_assets.cli.derive import DeriveError, derive
 from mlops_assets.cli.new import NewError, Table, copy_pipeline, edited, write_pipeline
 from mlops_assets.cli.sources import literal, margin
-from mlops_assets.component import pipeline_definitions
 from mlops_assets.data import samples
 from mlops_assets.data.readers import ReadError, read_table
 from mlops_assets.data.splits import PARTS, assign
 from mlops_assets.data.validation import dtypes
-from mlops_assets.errors import MlopsError
 from mlops_assets.gate.condition import parse
-from mlops_assets.home import ensure_home, open_instance
-from mlops_assets.pipeline import DEFS, Pipeline
-from mlops_assets.provenance import job_name
-from mlops_assets.resources.mlflow import MLflowResource
-from mlops_assets.resources.oxen import OxenResource
-from mlops_assets.resources.store import StoreResource
+from mlops_assets.pipeline import Pipeline
 from mlops_assets.settings import PROJECT, Settings, settings
 from mlops_assets_tests.cli.conftest import Mlops
-from mlops_assets_tests.mlflow_fixtures import close_stores
+from mlops_assets_tests.cli.pipelines import defs, here, instance, run
+
+__all__ = ["defs", "here", "instance"]
 
 pytestmark = [
     # Observable source assets are beta in Dagster 1.13; `dg.load_from_defs_folder` silences the same warnings.
@@ -42,19 +34,6 @@ pytestmark = [
     ),
     pytest.mark.filterwarnings("ignore:Property `OpDefinition.version`:DeprecationWarning"),  # Dagster's own use of it
 ]
-
-
-@pytest.fixture
-def here() -> Settings:
-    return ensure_home(settings())
-
-
-@pytest.fixture
-def defs(tmp_path: Path) -> Path:
-    """A folder of pipelines with iris in it."""
-    place = tmp_path / "package" / "defs"
-    shutil.copytree(DEFS / "iris", place / "iris", ignore=shutil.ignore_patterns("__pycache__"))
-    return place
 
 
 def commit_iris(here: Settings, rows: pl.DataFrame | None = None) -> None:
@@ -392,29 +371,6 @@ def test_the_command_names_files_and_the_next_step(mlops: Mlops, defs: Path, mon
     assert "next: mlops run tulips" in mlops("new", "tulips").out
 
 
-@pytest.fixture
-def instance(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
-    monkeypatch.setenv("DAGSTER_HOME", str(home / "dagster"))
-    with open_instance(ensure_home(settings())) as opened:
-        yield opened
-    close_stores()
-
-
-def run(folder: Path, instance: dg.DagsterInstance, here: Settings) -> dict[str, tuple[bool, str]]:
-    """A whole run; the checks with their descriptions."""
-    resources = {
-        "oxen": OxenResource(home=str(here.home)),
-        "store": StoreResource(url=here.store_url),
-        "mlflow": MLflowResource(home=str(here.home)),
-    }
-    platform = dg.Definitions(resources=resources, executor=dg.in_process_executor)
-    definitions = dg.Definitions.merge(pipeline_definitions(Pipeline.load(folder)), platform)
-    quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-    job = definitions.resolve_job_def(job_name(folder.name))
-    result = job.execute_in_process(instance=instance, run_config=quiet)
-    return {one.check_name: (one.passed, one.description or "") for one in result.get_asset_check_evaluations()}
-
-
 @pytest.mark.slow
 def test_a_copy_runs_as_it_is(instance: dg.DagsterInstance, defs: Path) -> None:
     here = settings()
@@ -432,74 +388,3 @@ def test_a_pipeline_for_a_mixed_table_runs_as_it_is(instance: dg.DagsterInstance
     checks = run(folder, instance, here)
     assert all(passed for passed, _ in checks.values()), checks
     assert "all 1500 rows pass" in checks["schema"][1]
-
-
-def write_scans(place: Path, count: int = 300, *, size: int = 8) -> None:
-    """Some of the digits as files, each in its class's directory."""
-    for path, content in list(samples.digits().items())[:: 1797 // count]:
-        (place / path).parent.mkdir(parents=True, exist_ok=True)
-        if size == 8:
-            (place / path).write_bytes(content)
-        else:
-            Image.open(io.BytesIO(content)).resize((size, size + 2)).save(place / path)
-
-
-@pytest.fixture
-def image_defs(defs: Path) -> Path:
-    shutil.copytree(DEFS / "digits", defs / "digits", ignore=shutil.ignore_patterns("__pycache__"))
-    return defs
-
-
-@pytest.mark.parametrize(("size", "said"), [(8, None), (300, [64, 64])])
-def test_a_pipeline_for_images_says_what_they_are(
-    here: Settings, image_defs: Path, tmp_path: Path, size: int, said: list[int] | None
-) -> None:
-    write_scans(tmp_path / "photos", 100, size=size)
-    (tmp_path / "photos" / "README.txt").write_text("mine")
-    folder = new.write_image_pipeline("shoes", "iris", tmp_path / "photos", here, defs=image_defs)
-    pipeline = Pipeline.load(folder)
-    images = pipeline.spec.data.images
-    assert images is not None
-    assert (images.layout, images.mode, images.size) == ("folder", "L", said)
-    assert pipeline.spec.data.classes == [str(number) for number in range(10)]
-    files = here.repository("shoes").entries("images", here.repository("shoes").resolve("main"))
-    assert len(files) == len(list((tmp_path / "photos").rglob("*.png")))
-    assert parse(pipeline.spec.gate.condition)
-
-
-@pytest.mark.parametrize("kind", ["one class", "no class", "damaged", "empty"])
-def test_images_that_teach_nothing_leave_nothing(here: Settings, image_defs: Path, tmp_path: Path, kind: str) -> None:
-    place = tmp_path / "photos"
-    write_scans(place, 100)
-    if kind == "one class":
-        for number in range(1, 10):
-            shutil.rmtree(place / str(number))
-    elif kind == "no class":
-        (place / "stray.png").write_bytes(next(place.rglob("*.png")).read_bytes())
-    elif kind == "damaged":
-        next(place.rglob("*.png")).write_bytes(b"\x89PNG")
-    else:
-        shutil.rmtree(place)
-        place.mkdir()
-    with pytest.raises(MlopsError) as refused:
-        new.write_image_pipeline("shoes", "digits", place, here, defs=image_defs)
-    assert "\n" not in str(refused.value)
-    assert sorted(path.name for path in image_defs.iterdir()) == ["digits", "iris"]
-    assert not here.repository("shoes").exists()
-
-
-@pytest.mark.slow
-def test_a_pipeline_for_images_runs_as_it_is(instance: dg.DagsterInstance, image_defs: Path, tmp_path: Path) -> None:
-    write_scans(tmp_path / "photos", 600)
-    archive = Path(shutil.make_archive(str(tmp_path / "photos"), "zip", tmp_path / "photos"))
-    here = settings()
-    checks = run(new.write_image_pipeline("shoes", "digits", archive, here, defs=image_defs), instance, here)
-    assert all(passed for passed, _ in checks.values()), checks
-    assert "n > 0.10 holds" in checks["gate"][1]
-
-
-def test_a_table_is_not_learned_like_images(here: Settings, image_defs: Path, tmp_path: Path) -> None:
-    samples.iris().write_csv(tmp_path / "flowers.csv")
-    with pytest.raises(NewError, match=r"'digits' is a pipeline of images .* --like iris"):
-        write_pipeline("flowers", "digits", Table(tmp_path / "flowers.csv", "species"), here, defs=image_defs)
-    assert not (image_defs / "flowers").exists()

@@ -396,26 +396,6 @@ def test_what_is_no_decision_is_not_read(stored):
         Decision.from_dict(stored)
 
 
-@pytest.mark.parametrize(
-    ("label", "new", "old", "said"),
-    [
-        ([], [], None, "no test rows"),
-        ([0, 1], [0], None, "2 labels, 1 new model's predictions"),
-        ([0, 1], [0, 1], [0, 1, 1], "3 champion's predictions"),
-        ([0, 1], [0.0, np.nan], None, "missing among the new model's predictions"),
-        (np.array(["a", None], object), ["a", "b"], None, "missing among the labels"),
-        ([0, 1], ["0", "1"], None, "labels are numbers, new model's predictions are text"),
-        ([0, 1], [[0.2, 0.8], [0.5, 0.5]], None, "shape (2, 2)"),
-        ([0, 1], np.array([b"0", b"1"]), None, "neither numbers nor text"),
-    ],
-)
-def test_what_cannot_be_paired_is_refused(label, new, old, said):
-    with pytest.raises(MlopsError) as caught:
-        Paired(np.asarray(label), Outputs(np.asarray(new)), None if old is None else Outputs(np.asarray(old)))
-
-    assert said in str(caught.value)
-
-
 @pytest.mark.parametrize(("reliability", "mode"), [(1.0, "fp-free"), (0.3, "fp-free"), (95, "fp-free"), (0.9, "free")])
 def test_an_impossible_reliability_or_mode_is_refused(reliability, mode):
     with pytest.raises(MlopsError):
