@@ -61,7 +61,7 @@ def execute_move(pipeline: Pipeline, instance: dg.DagsterInstance, move: Mapping
     Args:
         pipeline: Whose champion.
         instance: The Dagster instance.
-        move: `how` ("rollback" or "hand"), `actor`, `reason`, and `to` or `version`.
+        move: `how` ("rollback" or "hand"), `version`, `actor`, `reason`; for a rollback `leaves`, the version now.
 
     Raises:
         RunFailed: It cannot be done; says why.

@@ -226,9 +226,12 @@ def _slot(store: Store, asset: str, key: str) -> Slot | None:
 
 
 def _newest(store: Store, urls: Iterable[str]) -> float:
+    """When the newest was changed, in seconds since the epoch; now where nothing tells, so that none looks old."""
     times = []
     for url in urls:
-        with suppress(NotImplementedError, FileNotFoundError):
+        with suppress(
+            NotImplementedError, FileNotFoundError
+        ):  # some stores keep no times; others remove files meanwhile
             times.append(store.fs.modified(url).timestamp())
     return max(times, default=time.time())
 

@@ -86,24 +86,25 @@ def recognised(tracking: Tracking, version: Version) -> Version:
 
 
 def mark(tracking: Tracking, version: Version, verdict: str, outcome: str) -> None:
-    """Note on a version, and on its run, that the gate has judged it."""
+    """Note on a version that the gate has judged it, and on its run what came of that, if there is an outcome."""
     from mlops_assets.registry import aliases
 
-    if version.run_id:
+    if version.run_id and outcome:
         tags = {keys.GATE: verdict, keys.GATE_OUTCOME: outcome}
         tracking.log_evaluation(version.run_id, metrics={}, tags=tags, artifacts={})
     aliases.tag_version(tracking, version, {keys.GATE: verdict})
 
 
-def prepare(run: StageRun, tracking: Tracking, *versions: Version | None) -> None:
+def prepare(run: StageRun, tracking: Tracking, challenger: Version, champion: Version | None) -> None:
     """Make the predictions that `ask` will want, before the ledger is held: whoever wants to go back must not wait.
 
-    What cannot be made is for `ask` to tell.
+    Raises:
+        MlopsError: The challenger's cannot be made; what is wrong with the champion's is for `ask` to tell.
     """
-    for version in versions:
-        if version:
-            with suppress(MlopsError):
-                predictions_of(run, tracking, version)
+    predictions_of(run, tracking, challenger)
+    with suppress(MlopsError):
+        if champion:
+            predictions_of(run, tracking, champion)
 
 
 def ask(

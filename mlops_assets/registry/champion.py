@@ -43,7 +43,7 @@ class Champions:
         self._name = model_name
         self._alias = normalise(alias)
 
-    def reconcile(self) -> list[Record]:
+    def reconcile(self, anchors: Mapping[str, str] | None = None) -> list[Record]:
         """Bring the ledger up to what MLflow shows; every move begins with this.
 
         A move that a kill has left without its end gets one, together with the bar that a rollback implies; a champion
@@ -59,7 +59,7 @@ class Champions:
         with self.ledger.lock():
             model = aliases.registered(self._tracking, self._name)
             records = self.ledger.records()
-            self._refuse_another_ledger(model, records)
+            self._refuse_another_ledger(model, records, anchors or {})
             standing = aliases.current(self._tracking, self._name, self._alias)
             made: list[Record] = []
             intent = next((record for record in reversed(records) if record.kind == "intent"), None)
@@ -324,10 +324,13 @@ class Champions:
         except TrackingError as error:
             log.warning("%s: MLflow does not keep the ledger's head yet: %s", self._name, error)
 
-    def _refuse_another_ledger(self, model: Registered | None, records: Sequence[Record]) -> None:
+    def _refuse_another_ledger(
+        self, model: Registered | None, records: Sequence[Record], anchors: Mapping[str, str]
+    ) -> None:
         """Stop before the head that proves a change is overwritten."""
-        kept = model.tags.get(HEAD_TAG) if model else None
-        problems = self.ledger.contradictions(records, {"MLflow": kept}) if kept else []
+        kept = {"MLflow": model.tags[HEAD_TAG]} if model and HEAD_TAG in model.tags else {}
+        heads = {place: head for place, head in (kept | dict(anchors)).items() if head}
+        problems = self.ledger.contradictions(records, heads)
         if problems:
             raise LedgerError(
                 f"{problems[0]}; put a copy of it from a backup back (without one: a new ledger, which forgets bars "

@@ -89,10 +89,13 @@ def _requests(pipeline: Pipeline, seen: Mapping[str, Seen], home: Path) -> list[
     new = [version for version, registered in found.unjudged.items() if registered >= since]
     if not new or not pipeline.spec.sensor:
         return []
-    # One at a time, each until it is judged; without a ledger only the newest of what was there before.
-    version = new[0] if records else new[-1]
+    # All of them, since one that cannot be judged must not hold up the next; Dagster's queue lets one run at a time.
+    # Without a ledger only the newest of what was there before.
     day = int(time.time() // DAY_SECONDS)
-    return [_request(pipeline, {"how": "candidate", "version": version}, f"candidate-{version}-{day}")]
+    return [
+        _request(pipeline, {"how": "candidate", "version": version}, f"candidate-{version}-{day}")
+        for version in (new if records else new[-1:])
+    ]
 
 
 def _request(pipeline: Pipeline, move: Mapping[str, Any], key: str) -> dg.RunRequest:

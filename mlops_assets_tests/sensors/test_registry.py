@@ -100,9 +100,10 @@ def test_what_others_do_is_seen_judged_and_noted(watched: Watched) -> None:
     assert reason(watched.tick()) == "looked a moment ago"
 
     first, second = foreign(watched), foreign(watched)
-    for version in (first, second):
-        (request,) = watched.later().run_requests
-        assert json.loads(request.tags[MOVE_TAG]) == {"how": "candidate", "version": version}
+    requests = watched.later().run_requests
+    wanted = [{"how": "candidate", "version": version} for version in (first, second)]
+    assert [json.loads(request.tags[MOVE_TAG]) for request in requests] == wanted
+    for request in requests:
         result = watched.loop.run(list(request.asset_selection or []), request.tags)
         assert made(result) == ["champion"], result.failure_data_for_node("iris__champion")
     assert reason(watched.later()) == "the registry is as the ledgers say", "each is judged once"
