@@ -52,12 +52,14 @@ class _Finder(MetaPathFinder):
         return spec
 
 
-def load_function(reference: str, folder: Path) -> Callable[..., Any]:
+def load_function(reference: str, folder: Path, package: str = PACKAGE) -> Callable[..., Any]:
     """Import a pipeline's function.
 
     Args:
         reference: `FILE.py:FUNCTION`, the file relative to `folder`.
         folder: The pipeline's folder; its parent is the folder of all pipelines.
+        package: Name of the package that the parent becomes. Code of an older version has one of its own, so that what
+            it imports while it runs is of that version too.
 
     Raises:
         FunctionError: The file or the function is missing, or importing it failed.
@@ -66,11 +68,13 @@ def load_function(reference: str, folder: Path) -> Callable[..., Any]:
     path = folder / file
     if not path.is_file():
         raise FunctionError(f"{path} does not exist; create it or correct `functions:` in {folder / 'defs.yaml'}")
-    _forget()
-    package = ModuleType(PACKAGE)
-    package.__path__ = [str(folder.parent)]
-    sys.modules[PACKAGE] = package
-    module_name = ".".join([PACKAGE, folder.name, *Path(file).with_suffix("").parts])
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+    forget(package)
+    parent = ModuleType(package)
+    parent.__path__ = [str(folder.parent)]
+    sys.modules[package] = parent
+    module_name = ".".join([package, folder.name, *Path(file).with_suffix("").parts])
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
@@ -85,11 +89,9 @@ def load_function(reference: str, folder: Path) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
-def _forget() -> None:
-    """Drop what an earlier call imported, so that this one runs the source as it is on disk."""
-    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
-    for name in [name for name in sys.modules if name == PACKAGE or name.startswith(f"{PACKAGE}.")]:
+def forget(package: str = PACKAGE) -> None:
+    """Drop what was imported as a package, so that the next load runs the source as it is on disk."""
+    for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
         del sys.modules[name]
     importlib.invalidate_caches()
 

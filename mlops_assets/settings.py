@@ -52,6 +52,18 @@ class Settings(BaseSettings):
     )
     webhook_port: int = Field(default=3001, ge=1, le=65535, description="Port of the receiver.")
 
+    serve_port: int = Field(default=8000, ge=1, le=65535, description="Port of the model server, HTTP.")
+    grpc_port: int = Field(default=8001, ge=1, le=65535, description="Port of the model server, gRPC.")
+    serve_workers: int = Field(default=1, ge=1, le=256, description="Processes that answer; each loads every model.")
+    serve_threads: int = Field(default=1, ge=1, le=256, description="CPU threads that one pass of a model may take.")
+    serve_max_bytes: int = Field(default=32 << 20, ge=1, description="Largest body of a request, in bytes.")
+    serve_max_rows: int = Field(default=10_000, ge=1, description="Most rows in a request.")
+    serve_concurrency: int = Field(default=64, ge=1, description="Requests that a process answers at once.")
+    serve_timeout_seconds: float = Field(default=30.0, gt=0, description="Longest that a request may take, in seconds.")
+    serve_drain_seconds: float = Field(
+        default=0.0, ge=0, description="How long a stopping server goes on answering while it says it is not ready."
+    )
+
     @property
     def registry_poke(self) -> Path:
         """The file that a webhook touches to have MLflow's registry looked at now."""
@@ -75,6 +87,11 @@ class Settings(BaseSettings):
     def webhook_url(self) -> str:
         """Where the receiver of MLflow's registry webhooks is when it is up."""
         return f"http://{self._reachable}:{self.webhook_port}"
+
+    @property
+    def serve_url(self) -> str:
+        """Where the model server is when it is up."""
+        return f"http://{self._reachable}:{self.serve_port}"
 
     @property
     def _reachable(self) -> str:

@@ -254,6 +254,56 @@ class GateSpec(StrictModel):
         return self
 
 
+class LogSpec(StrictModel):
+    """What the prediction log keeps of what was asked."""
+
+    inputs: Literal["values", "digest", "none"] = Field(
+        default="values", description="The raw values of a row, their digest, or nothing; of images at most a digest."
+    )
+    leave_out: list[Column] = Field(
+        default_factory=list, description="Columns that never reach the log, such as names of persons."
+    )
+
+
+class ServingSpec(StrictModel):
+    """How the model server answers for the pipeline; it follows a change of this at once."""
+
+    log: LogSpec = Field(default_factory=LogSpec)
+    batching: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="Whether requests that wait are answered in one pass; `auto`: on a GPU, where it pays.",
+    )
+
+
+class PredictionsSpec(StrictModel):
+    """Which files of the pipeline's repository are scored in bulk."""
+
+    path: Annotated[str, AfterValidator(_path)] = Field(
+        default="incoming", description="File or directory in the repository whose rows are scored."
+    )
+    to: Annotated[str, AfterValidator(_path)] = Field(
+        default="predictions", description="Directory in the repository that takes the predictions."
+    )
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        path, to = PurePosixPath(self.path), PurePosixPath(self.to)
+        if path == to or path in to.parents or to in path.parents:
+            raise ValueError(f"'{self.to}' and '{self.path}' must lie apart, or predictions would be scored")
+        return self
+
+
+class DeploymentSpec(StrictModel):
+    """Where a champion goes beside the model server."""
+
+    space: str = Field(
+        default="",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$|^$",
+        description="OWNER/NAME of a Hugging Face Space that each new champion is pushed to, with the token in "
+        "HF_TOKEN; empty: none.",
+    )
+
+
 class PipelineSpec(StrictModel):
     """The `attributes` of one pipeline."""
 
@@ -273,6 +323,9 @@ class PipelineSpec(StrictModel):
         description="Columns of the dataset whose values are reported and judged apart, as in `n.recall[sex=Female]`.",
     )
     gate: GateSpec
+    serving: ServingSpec = Field(default_factory=ServingSpec)
+    predictions: PredictionsSpec = Field(default_factory=PredictionsSpec)
+    deployment: DeploymentSpec = Field(default_factory=DeploymentSpec)
     schedule: Annotated[str, AfterValidator(_cron)] | None = Field(
         default=None,
         description="Cron expression of an extra retraining; each tick enters the seed, so it is never a cache hit.",

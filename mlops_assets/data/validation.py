@@ -118,7 +118,7 @@ def validate(frame: pl.DataFrame, schema: DataFrameSchema) -> Report:
     plain = {name for name, column in schema.columns.items() if not column.regex}
     declared: list[str] = []
     for name, column in schema.columns.items():
-        found = _matching(frame, column, plain)
+        found = matching(frame, column, plain)
         if not found and column.required:
             what = f"no column matches {name!r}" if column.regex else f"column {name!r} is missing"
             failures.append(Failure(None if column.regex else name, "missing", what))
@@ -276,7 +276,7 @@ def _polars_type(schema: DataFrameSchema, column: Column) -> PolarsType | None:
     return None if declared is None else declared.type
 
 
-def _matching(frame: pl.DataFrame, column: Column, plain: set[str]) -> list[str]:
+def matching(frame: pl.DataFrame, column: Column, plain: set[str]) -> list[str]:
     """Name the columns that a schema's column speaks of; a plain name takes precedence over a regex."""
     if not column.regex:
         return [column.name] if column.name in frame.columns else []

@@ -1,0 +1,136 @@
+"""What should answer for each pipeline: one small file that a watcher writes and every worker reads.
+
+Belongs here: the places below the home, the file, and unpacking what it points at. Not here: finding out which version
+that is (`watcher.py`), and loading it (`slot.py`). A file between the two keeps MLflow out of the workers, and lets
+them start, and start again, while MLflow is down.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mlops_assets.serving.contract import CONTRACT, SOURCE, Contract, ContractError, key_of
+from mlops_assets.spec import ServingSpec
+
+MODEL: Final = "model.onnx"
+POINTER: Final = "current.json"
+KEPT_FOLDERS: Final = 4
+"""Versions of a pipeline whose files stay unpacked, so that going back takes no download."""
+
+
+class Accuracy(BaseModel):
+    """Share of the test rows that the version answers rightly, with its interval at 95 %."""
+
+    model_config = ConfigDict(frozen=True)
+
+    estimate: float
+    lower: float
+    upper: float
+
+
+class Pointer(BaseModel):
+    """The version that answers for a pipeline.
+
+    Attributes:
+        key: Names the folder of its files.
+        version: Its number in MLflow's registry.
+        run_id: Its training run.
+        alias: The alias that points at it.
+        accuracy: On the test rows, where an evaluation is known.
+        serving: The `serving` section of `defs.yaml`, as it is now.
+        problem: Why a newer champion does not answer; empty when none is wanted.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    pipeline: str
+    key: str
+    version: int
+    run_id: str
+    model_digest: str
+    alias: str
+    accuracy: Accuracy | None = None
+    serving: ServingSpec = ServingSpec()
+    problem: str = ""
+
+
+def serving_folder(home: Path) -> Path:
+    """Where everything of the model server lies."""
+    return home / "serving"
+
+
+def pointer_file(home: Path, pipeline: str) -> Path:
+    """The file that says what answers for a pipeline."""
+    return serving_folder(home) / pipeline / POINTER
+
+
+def read_pointer(path: Path) -> Pointer | None:
+    """What a pointer's file says, or None: there is none.
+
+    Raises:
+        ContractError: It is damaged.
+    """
+    try:
+        return Pointer.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a pointer"
+        raise ContractError(f"{path} cannot be read ({reason}); delete it, and `mlops serve` writes it again") from None
+
+
+def write_pointer(home: Path, pointer: Pointer) -> None:
+    """Let a pipeline be answered by a version: at once for all workers, whole or not at all."""
+    target = pointer_file(home, pointer.pipeline)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{uuid.uuid4().hex}.tmp")
+    aside.write_text(json.dumps(pointer.model_dump(), indent=1), encoding="utf-8")
+    os.replace(aside, target)  # noqa: PTH105  the same call, and no second object in a hot loop of tests
+
+
+def unpack(home: Path, pipeline: str, contract: bytes, model: bytes) -> Path:
+    """Lay a version's files where a slot loads them from; a folder that is there already is left alone.
+
+    Raises:
+        ContractError: They do not belong together, or were damaged on the way.
+    """
+    parsed = Contract.read(contract, f"the contract of {pipeline}")
+    if hashlib.sha256(model).hexdigest() != parsed.onnx:
+        raise ContractError(f"the ONNX file of {pipeline} is not the one that its contract names; it is damaged")
+    folder = serving_folder(home) / pipeline / key_of(parsed)
+    if folder.is_dir():
+        return folder
+    aside = folder.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        for name, text in parsed.sources.items():
+            path = aside / SOURCE / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        (aside / SOURCE).mkdir(parents=True, exist_ok=True)
+        (aside / CONTRACT).write_bytes(contract)
+        (aside / MODEL).write_bytes(model)
+        try:
+            aside.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was quicker
+                raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
+def tidy(home: Path, pipeline: str, keep: str) -> None:
+    """Remove the files of versions that answered long ago; those of `keep` and the newest stay."""
+    folder = serving_folder(home) / pipeline
+    unpacked = [path for path in folder.iterdir() if path.is_dir() and path.name != keep]
+    unpacked.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in unpacked[KEPT_FOLDERS - 1 :]:
+        shutil.rmtree(path, ignore_errors=True)
