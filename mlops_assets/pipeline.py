@@ -109,6 +109,10 @@ class Pipeline:
         """Import one of the pipeline's functions as its file is now."""
         return load_function(self._reference(kind), self.folder)
 
+    def function_file(self, kind: Literal["schema", "features", "model"]) -> Path:
+        """The file that defines one of the pipeline's functions."""
+        return self.folder / self._reference(kind).partition(":")[0]
+
     def code_version(self, stage: Stage) -> str:
         """Hash what a stage runs, from the files as they are now.
 
@@ -116,7 +120,7 @@ class Pipeline:
             SourceError: A source file is missing or does not parse.
         """
         kind, configuration = self._code[stage]
-        source = self.folder / self._reference(kind).partition(":")[0] if kind else None
+        source = self.function_file(kind) if kind else None
         return code_version(source, self.folder.parent, configuration)
 
     @cached_property
@@ -143,7 +147,15 @@ class Pipeline:
                 "schema",
                 {"function": functions.schema_, "data": data, "split": split, "reader": reader},
             ),
-            "features": ("features", {"function": functions.features, "columns": columns, "split": split}),
+            "features": (
+                "features",
+                {
+                    "function": functions.features,
+                    "columns": columns,
+                    "split": split,
+                    "contract": [versions.CONTRACT, sorted(spec.serving.log.leave_out)],
+                },
+            ),
             "model": (
                 "model",
                 {
@@ -154,6 +166,7 @@ class Pipeline:
                     # constant is raised when a default changes.
                     "training": spec.training.model_dump(exclude_defaults=True),
                     "trainer": versions.TRAINER,
+                    "contract": versions.CONTRACT,
                 },
             ),
             "evaluation": (

@@ -26,3 +26,6 @@ EVALUATION: Final = "1"
 
 GATE: Final = "2"
 """`gate/`: from condition and predictions to a decision."""
+
+CONTRACT: Final = "1"
+"""`serving/contract.py`: what is kept with a version so that it can be served."""

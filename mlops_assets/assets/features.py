@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from mlops_assets.assets import contract
 from mlops_assets.assets.content import content, pixels_of, table_of
 from mlops_assets.assets.dataset import OXEN_COMMIT
 from mlops_assets.assets.report import check_result, table_metadata
@@ -43,12 +44,15 @@ def build_features(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
             dataset = run.input("dataset")
             frame, function = table_of(dataset), run.pipeline.function("features")
             if run.pipeline.spec.data.images is not None:
-                pixels = _as_images(call(function, pixels_of(dataset)), frame.height, run.pipeline)
+                raw = pixels_of(dataset)
+                pixels = _as_images(call(function, raw), frame.height, run.pipeline)
                 data = run.pipeline.spec.data
                 table = _with_split(frame.select(data.key, data.target), frame, run.pipeline)
-                return content(table, pixels, {IMAGE_SHAPE: str(pixels.shape)})
+                output = content(table, pixels, {IMAGE_SHAPE: str(pixels.shape)})
+                return output.with_files(contract.begun(run.pipeline, frame, pixels, raw, function))
             made = _in_order(call(function, frame), run.pipeline)
-            return content(_with_split(made, frame, run.pipeline), None, {})
+            files = contract.begun(run.pipeline, frame, made, None, function)
+            return content(_with_split(made, frame, run.pipeline), None, {}).with_files(files)
 
         def describe(entry: Entry) -> Mapping[str, Any]:
             frame = table_of(entry)

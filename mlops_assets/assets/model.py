@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import dagster as dg
 
 from mlops_assets.assets.content import pixels_of, table_of
+from mlops_assets.assets.contract import completed
 from mlops_assets.assets.dataset import OXEN_COMMIT
 from mlops_assets.assets.features import SPLIT
 from mlops_assets.assets.stage import PROGRESS_SECONDS, Output, StageRun, log, plain_failures, stage_asset
@@ -21,6 +22,8 @@ from mlops_assets.pipeline import Pipeline
 from mlops_assets.provenance import asset_key, latest_metadata
 from mlops_assets.resources.mlflow import MLflowResource
 from mlops_assets.resources.store import StoreResource
+from mlops_assets.serving import CONTRACT
+from mlops_assets.serving import MODEL as ONNX
 from mlops_assets.settings import settings
 from mlops_assets.store import Entry
 from mlops_assets.tracking import tags as keys
@@ -35,7 +38,6 @@ if TYPE_CHECKING:
     from mlops_assets.training.trainer import Epoch, Trained
 
 WEIGHTS: Final = "weights.safetensors"
-ONNX: Final = "model.onnx"
 HISTORY: Final = "history.json"
 CHALLENGER: Final = "challenger"
 CHECKPOINTS: Final = "checkpoints"
@@ -158,6 +160,9 @@ def _exported(run: StageRun, trained: "Trained", module: "nn.Module", rows: "Arr
     # The network beside the weights: they may be the same where what is computed from them is not.
     network = hashlib.sha256(files[ONNX]).hexdigest()
     shape = list(rows.x.shape[1:])
+    files[CONTRACT] = completed(
+        run.input("features"), classes=classes, names=rows.features, shape=shape, onnx=files[ONNX], network=network
+    )
     facts = {
         "epochs": len(trained.history),
         "best epoch": trained.best_epoch,
@@ -201,7 +206,7 @@ def _registered(run: StageRun, tracking: "Tracking", run_tags: Mapping[str, str]
         ) as mlflow_run:
             history = json.loads(entry.read(HISTORY))
             mlflow_run.log_history(list(enumerate(history, start=1)))
-            files = {file: entry.read(file) for file in (ONNX, SAMPLE)}
+            files = {file: entry.read(file) for file in (ONNX, SAMPLE, CONTRACT)}
             version = _log_model(tracking, run, mlflow_run, module, Output(entry.digest, files, entry.info))
     aliases.point(tracking, name, CHALLENGER, version.number)
     return version
@@ -224,7 +229,13 @@ def _log_model(
         return known
     uri = mlflow_run.log_torch_model(module, load(made.files[SAMPLE])["sample"])
     mlflow_run.log_artifact(f"onnx/{ONNX}", made.files[ONNX])
-    tags = {keys.RECIPE: run.recipe.key, keys.MODEL_DIGEST: made.digest, keys.CODE_VERSION: run.recipe.code_version}
+    mlflow_run.log_artifact(f"serving/{CONTRACT}", made.files[CONTRACT])
+    tags = {
+        keys.RECIPE: run.recipe.key,
+        keys.MODEL_DIGEST: made.digest,
+        keys.CODE_VERSION: run.recipe.code_version,
+        keys.CONTRACT: hashlib.sha256(made.files[CONTRACT]).hexdigest(),
+    }
     return aliases.register(tracking, name=run.pipeline.model_name, model_uri=uri, tags=tags)
 
 

@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final
 
@@ -82,6 +82,10 @@ class Output:
     digest: str
     files: Mapping[str, bytes]
     info: Mapping[str, Any] = field(default_factory=dict)
+
+    def with_files(self, more: Mapping[str, bytes]) -> Output:
+        """The same output with files beside it that its digest does not cover."""
+        return replace(self, files={**self.files, **more})
 
 
 @dataclass

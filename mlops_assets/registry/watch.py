@@ -7,12 +7,16 @@ changing anything (`aliases.py`), and what follows from what is seen.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from mlops_assets.errors import MlopsError
 from mlops_assets.tracking.tags import GATE, RECIPE
+
+if TYPE_CHECKING:
+    import httpx
 
 SECONDS: Final = 5.0
 """How long the server may take."""
@@ -49,36 +53,58 @@ def look(url: str) -> dict[str, Seen]:
     Raises:
         RegistryUnreachable: It does not answer, or refuses.
     """
+    with reaching(url), client(url) as asking:
+        found = models(asking)
+        newest = ask(asking, "model-versions/search", max_results=str(NEWEST), order_by="creation_timestamp DESC")
+        versions = [one for one in newest.get("model_versions", []) if _is_unjudged(one)]
+        return {
+            one["name"]: Seen(
+                {alias["alias"]: int(alias["version"]) for alias in one.get("aliases", [])},
+                {
+                    int(version["version"]): version["creation_timestamp"] / 1000
+                    for version in reversed(versions)
+                    if version["name"] == one["name"]
+                },
+            )
+            for one in found
+        }
+
+
+def client(url: str) -> httpx.Client:
+    """A client of a server, with the user and password or the token of MLflow's own variables."""
     import httpx
 
-    models: list[Any] = []
-    page = ""
+    return httpx.Client(base_url=url, timeout=SECONDS, auth=_login(), headers=_token())
+
+
+def ask(asking: httpx.Client, path: str, **wanted: str) -> Mapping[str, Any]:
+    """One question to MLflow's REST interface."""
+    return dict(asking.get(f"/api/2.0/mlflow/{path}", params=wanted).raise_for_status().json())
+
+
+def models(asking: httpx.Client) -> list[Any]:
+    """All registered models, as the server tells of them."""
+    found: list[Any] = []
+    page: dict[str, str] = {}
+    while True:
+        told = ask(asking, "registered-models/search", max_results=str(_PAGE), **page)
+        found += told.get("registered_models", [])
+        if not told.get("next_page_token"):
+            return found
+        page = {"page_token": told["next_page_token"]}
+
+
+@contextmanager
+def reaching(url: str) -> Iterator[None]:
+    """Turn what goes wrong on the way to a server, or with its answer, into one sentence.
+
+    Raises:
+        RegistryUnreachable: It does not answer, or refuses, or is another kind of server.
+    """
+    import httpx
+
     try:
-        with httpx.Client(base_url=url, timeout=SECONDS, auth=_login(), headers=_token()) as client:
-
-            def ask(path: str, **wanted: str) -> Mapping[str, Any]:
-                answer = client.get(f"/api/2.0/mlflow/{path}", params=wanted).raise_for_status().json()
-                return dict(answer)
-
-            while True:
-                told = ask("registered-models/search", max_results=str(_PAGE), **({"page_token": page} if page else {}))
-                models += told.get("registered_models", [])
-                page = told.get("next_page_token", "")
-                if not page:
-                    break
-            newest = ask("model-versions/search", max_results=str(NEWEST), order_by="creation_timestamp DESC")
-            versions = [one for one in newest.get("model_versions", []) if _is_unjudged(one)]
-            return {
-                one["name"]: Seen(
-                    {alias["alias"]: int(alias["version"]) for alias in one.get("aliases", [])},
-                    {
-                        int(version["version"]): version["creation_timestamp"] / 1000
-                        for version in reversed(versions)
-                        if version["name"] == one["name"]
-                    },
-                )
-                for one in models
-            }
+        yield
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
         raise RegistryUnreachable(
             f"no MLflow server shows its registry at {url} ({str(error) or type(error).__name__}); "

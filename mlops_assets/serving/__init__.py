@@ -1,0 +1,9 @@
+"""Answering with promoted versions: online, in bulk, from streams. What a worker loads here imports neither torch, MLflow
+nor Dagster.
+"""
+
+from typing import Final
+
+CONTRACT: Final = "contract.json"
+MODEL: Final = "model.onnx"
+"""The files of a version that can be served."""

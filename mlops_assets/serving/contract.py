@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from pandera.polars import DataFrameSchema
 
 FORMAT: Final = 1
-CONTRACT: Final = "contract.json"
 SOURCE: Final = "source"
 """Folder of the features code beside an unpacked contract."""
 
@@ -224,7 +223,7 @@ def table_contract(
     ignored: Sequence[str],
     left_out: Sequence[str],
     **rest: Any,
-) -> RawContract:
+) -> tuple[RawContract, NDArray[np.float32]]:
     """The contract of a table's features, and whether they can be computed for single rows at all.
 
     Args:
@@ -237,6 +236,9 @@ def table_contract(
         ignored: Other columns that no request has, such as the data's own split.
         left_out: Columns whose values must not leave the data.
         rest: The fields of `RawContract` that are known.
+
+    Returns:
+        The contract, and the features of its sample rows, (rows, features).
     """
     import polars as pl
 
@@ -254,16 +256,20 @@ def table_contract(
             inputs.append(_input(name, frame.schema[name], declared.get(name), required=needed))
     if strange := [one.name for one in inputs if one.dtype not in TYPES]:
         unservable = unservable or f"column '{strange[0]}' is of a type that no request can carry"
-    return RawContract(
+    hidden = _hidden(blind, [one for one in inputs if one.name in left_out])
+    if left_out and not unservable:
+        wanted = _numbers(features(hidden), names, rows[key], key)
+    contract = RawContract(
         kind="table",
         inputs=tuple(inputs),
         key=key,
         key_type=_type_name(frame.schema[key]),
         target=target,
-        sample=tuple(_sample(raw.select([one.name for one in inputs]), inputs, left_out)),
+        sample=tuple(_as_records(hidden.select([one.name for one in inputs]))),
         unservable=unservable,
         **rest,
     )
+    return contract, wanted
 
 
 def images_contract(
@@ -277,7 +283,7 @@ def images_contract(
     key: str,
     target: str,
     **rest: Any,
-) -> RawContract:
+) -> tuple[RawContract, NDArray[np.uint8]]:
     """The contract of images, as `table_contract` makes it of a table.
 
     Args:
@@ -290,6 +296,9 @@ def images_contract(
         key: Name of the key column.
         target: Name of the target column.
         rest: The fields of `RawContract` that are known.
+
+    Returns:
+        The contract, and what the features function made of its sample images.
     """
     chosen = table.with_row_index("row").unique(target, keep="first", maintain_order=True)["row"].to_numpy()
     most = max(2, min(SAMPLE_ROWS, SAMPLE_BYTES // max(1, pixels[0].size)))
@@ -302,7 +311,7 @@ def images_contract(
             unservable = "the features function makes something else of an image alone than among the others"
     declared = _declared(schema, table)
     described = [name for name in ("height", "width", "mean") if name in declared]
-    return RawContract(
+    contract = RawContract(
         kind="images",
         inputs=tuple(_input(name, table.schema[name], declared[name], required=False) for name in described),
         images=images,
@@ -313,6 +322,7 @@ def images_contract(
         unservable=unservable,
         **rest,
     )
+    return contract, made[chosen]
 
 
 def _some_rows(frame: pl.DataFrame, key: str, target: str) -> pl.DataFrame:
@@ -403,18 +413,28 @@ def _type_name(dtype: Any) -> str:
     return str(dtype.base_type())
 
 
-def _sample(rows: pl.DataFrame, inputs: Sequence[Input], left_out: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows as JSON has them; a column that must not leave the data has a value that says nothing."""
+def _hidden(rows: pl.DataFrame, columns: Sequence[Input]) -> pl.DataFrame:
+    """Rows whose values in some columns say nothing of anybody."""
+    import polars as pl
+
+    values = {
+        one.name: None
+        if one.nullable or one.polars_type.is_temporal()
+        else rows[one.name].median()
+        if one.polars_type.is_numeric()
+        else one.categories[0]
+        if one.categories
+        else False
+        if one.dtype == "Boolean"
+        else ""
+        for one in columns
+    }
+    return rows.with_columns(pl.lit(value).cast(rows.schema[name]).alias(name) for name, value in values.items())
+
+
+def _as_records(rows: pl.DataFrame) -> list[dict[str, Any]]:
+    """Rows as JSON has them."""
     import polars as pl
 
     temporal = [name for name, dtype in rows.schema.items() if dtype.is_temporal()]
-    nothing = {one.name: _nothing(one) for one in inputs if one.name in left_out}
-    return [{**row, **nothing} for row in rows.with_columns(pl.col(temporal).cast(pl.String)).to_dicts()]
-
-
-def _nothing(one: Input) -> Any:
-    if one.nullable or one.polars_type.is_temporal():
-        return None
-    if one.dtype in {"String", "Categorical"}:
-        return ""
-    return one.categories[0] if one.dtype == "Enum" else False if one.dtype == "Boolean" else 0
+    return rows.with_columns(pl.col(temporal).cast(pl.String)).to_dicts()

@@ -17,10 +17,10 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mlops_assets.serving.contract import CONTRACT, SOURCE, Contract, ContractError, key_of
+from mlops_assets.serving import CONTRACT, MODEL
+from mlops_assets.serving.contract import SOURCE, Contract, ContractError, key_of
 from mlops_assets.spec import ServingSpec
 
-MODEL: Final = "model.onnx"
 POINTER: Final = "current.json"
 KEPT_FOLDERS: Final = 4
 """Versions of a pipeline whose files stay unpacked, so that going back takes no download."""

@@ -17,10 +17,11 @@ import polars as pl
 
 from mlops_assets.errors import MlopsError
 from mlops_assets.functions import FunctionError, call, load_function
+from mlops_assets.serving import CONTRACT, MODEL
 from mlops_assets.serving.checks import Checks, InvalidInput
-from mlops_assets.serving.contract import CONTRACT, SOURCE, Contract
+from mlops_assets.serving.contract import SOURCE, Contract
 from mlops_assets.serving.images import decoded, from_records, in_shape
-from mlops_assets.serving.pointer import MODEL, Pointer
+from mlops_assets.serving.pointer import Pointer
 from mlops_assets.training.predict import PredictError, Predictor
 
 if TYPE_CHECKING:

@@ -96,7 +96,7 @@ class Slots:
             pointer = read_pointer(path)
             if pointer is None:
                 return
-            if before is None or not _same_slot(self._pointers[name], pointer):
+            if pointer.key and (before is None or not _same_slot(self._pointers[name], pointer)):
                 slot = Slot.load(path.parent / pointer.key, pointer, threads=self._threads)
                 self._pointers[name], self._slots[name] = pointer, slot
                 self._freed(before, slot)

@@ -22,3 +22,6 @@ GATE: Final = "mlops.gate"
 """The gate's verdict, on a version and on its run; a version of others that has none is still to be judged."""
 
 GATE_OUTCOME: Final = "mlops.gate_outcome"
+
+CONTRACT: Final = "mlops.contract"
+"""On a version: the SHA-256 of the serving contract that its run keeps."""

@@ -1,0 +1,195 @@
+"""From the champion alias to the pointer that workers follow.
+
+Belongs here: noticing that an alias moved, fetching that version's files, proving that it answers, and only then moving
+the pointer. Not here: asking MLflow (`registry.py`), and loading (`slot.py`). One process of a server does this; a
+version that cannot be fetched or does not load leaves the last good one in place, over restarts too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from mlops_assets.errors import MlopsError
+from mlops_assets.pipeline import Pipeline, find_pipeline, pipeline_folders
+from mlops_assets.serving import CONTRACT, MODEL
+from mlops_assets.serving.contract import ContractError
+from mlops_assets.serving.pointer import (
+    Accuracy,
+    Pointer,
+    pointer_file,
+    read_pointer,
+    serving_folder,
+    tidy,
+    unpack,
+    write_pointer,
+)
+from mlops_assets.serving.registry import Registered, Registry, registry_of
+from mlops_assets.serving.slot import Slot
+from mlops_assets.settings import Settings
+from mlops_assets.tracking import tags as keys
+
+log = logging.getLogger("mlops_assets")
+
+AGAIN_SECONDS: Final = 5.0
+"""How long after a failure a version is tried again: what was unreachable may be back."""
+
+CONTRACT_ARTIFACT: Final = f"serving/{CONTRACT}"
+MODEL_ARTIFACT: Final = f"onnx/{MODEL}"
+"""Where a training run keeps the files of its version."""
+
+
+class NoChampion(MlopsError):
+    """A pipeline has no version that could answer."""
+
+
+class Watcher:
+    """Moves pointers after aliases.
+
+    Args:
+        home: The platform's home.
+        registry: Where versions are registered.
+        folders: The pipelines' folders now.
+    """
+
+    def __init__(self, home: Path, registry: Registry, folders: Callable[[], list[Path]] = pipeline_folders) -> None:
+        self._home, self._registry, self._folders = home, registry, folders
+        self._pipelines: dict[Path, tuple[int, Pipeline]] = {}
+        self._done: dict[str, tuple[Registered | None, Pipeline]] = {}
+        self._again: dict[str, float] = {}
+        self._outage = ""
+
+    def look(self) -> None:
+        """Look once at the aliases, and move the pointers of those that moved.
+
+        What goes wrong is told of in the log and in the pointers; nothing is raised.
+        """
+        pipelines = {folder.name: loaded for folder in self._folders() if (loaded := self._load(folder))}
+        try:
+            found = self._registry.behind({one.model_name: one.spec.gate.champion_alias for one in pipelines.values()})
+        except MlopsError as error:
+            if str(error) != self._outage:
+                log.warning("%s; what answers goes on answering", error)
+            self._outage = str(error)
+            return
+        self._outage = ""
+        for name, pipeline in pipelines.items():
+            wanted = found.get(pipeline.model_name)
+            if self._done.get(name) == (wanted, pipeline) or time.monotonic() < self._again.get(name, 0.0):
+                continue
+            try:
+                self._move(pipeline, wanted)
+                self._done[name] = wanted, pipeline
+                self._again.pop(name, None)
+            except (MlopsError, OSError) as error:
+                self._again[name] = time.monotonic() + AGAIN_SECONDS
+                self._tell(pipeline, wanted, str(error))
+
+    def _move(self, pipeline: Pipeline, wanted: Registered | None) -> None:
+        path = pointer_file(self._home, pipeline.name)
+        if wanted is None:
+            path.unlink(missing_ok=True)
+            return
+        before = None
+        with suppress(ContractError):  # a damaged pointer is written anew
+            before = read_pointer(path)
+        folder, pointer = fetched(self._home, self._registry, pipeline, wanted)
+        if before is None or before.key != pointer.key:
+            Slot.load(folder, pointer)
+        if pointer != before:
+            write_pointer(self._home, pointer)
+            log.info("%s: version %d is to answer", pipeline.name, pointer.version)
+        tidy(self._home, pipeline.name, pointer.key)
+
+    def _tell(self, pipeline: Pipeline, wanted: Registered | None, problem: str) -> None:
+        """Leave the reason where workers and people find it; the version that answers stays."""
+        before = None
+        with suppress(MlopsError):
+            before = read_pointer(pointer_file(self._home, pipeline.name))
+        if before is None:
+            version, alias = wanted.version if wanted else 0, pipeline.spec.gate.champion_alias
+            before = Pointer(pipeline=pipeline.name, key="", version=version, run_id="", model_digest="", alias=alias)
+        if before.problem != problem:
+            log.warning("%s: %s", pipeline.name, problem)
+            with suppress(OSError):
+                write_pointer(self._home, before.model_copy(update={"problem": problem}))
+
+    def _load(self, folder: Path) -> Pipeline | None:
+        """A pipeline as its file is now; one that cannot be read stays what it was."""
+        known = self._pipelines.get(folder)
+        try:
+            stamp = (folder / "defs.yaml").stat().st_mtime_ns
+            if known is None or known[0] != stamp:
+                known = self._pipelines[folder] = stamp, Pipeline.load(folder)
+        except (MlopsError, OSError) as error:
+            if known is None:
+                return None
+            log.warning("%s stays as it was: %s", folder.name, error)
+            self._pipelines[folder] = stamp, known[1]
+        return known[1]
+
+
+def fetched(home: Path, registry: Registry, pipeline: Pipeline, wanted: Registered) -> tuple[Path, Pointer]:
+    """Bring a version's files below the home, and say what they are.
+
+    Raises:
+        MlopsError: It was registered by other means, or its files are gone or damaged.
+    """
+    name = pipeline.model_name
+    tags = registry.tags(name, wanted.version)
+    if keys.CONTRACT not in tags:
+        raise ContractError(
+            f"version {wanted.version} of {name} has no serving contract: it was registered by other means or before "
+            f"there were any; promote one that `mlops run {pipeline.name}` trained"
+        )
+    key = tags[keys.CONTRACT][:32]
+    folder = serving_folder(home) / pipeline.name / key
+    if not folder.is_dir():
+        contract = registry.artifact(wanted.run_id, CONTRACT_ARTIFACT)
+        if hashlib.sha256(contract).hexdigest() != tags[keys.CONTRACT]:
+            raise ContractError(f"the contract of version {wanted.version} of {name} is damaged in MLflow's files")
+        folder = unpack(home, pipeline.name, contract, registry.artifact(wanted.run_id, MODEL_ARTIFACT))
+    told = registry.metrics(wanted.run_id)
+    names = ("test_accuracy", "test_accuracy_lower", "test_accuracy_upper")
+    return folder, Pointer(
+        pipeline=pipeline.name,
+        key=key,
+        version=wanted.version,
+        run_id=wanted.run_id,
+        model_digest=tags.get(keys.MODEL_DIGEST, ""),
+        alias=pipeline.spec.gate.champion_alias,
+        accuracy=_accuracy([told.get(one) for one in names]),
+        serving=pipeline.spec.serving,
+    )
+
+
+def champion_slot(here: Settings, name: str, *, threads: int = 1) -> Slot:
+    """The champion of a pipeline, loaded, without a server.
+
+    Args:
+        here: The settings.
+        name: The pipeline.
+        threads: CPU threads of a pass.
+
+    Raises:
+        MlopsError: There is no such pipeline, it has no champion, or that one cannot answer.
+    """
+    pipeline, registry = find_pipeline(name), registry_of(here)
+    alias = pipeline.spec.gate.champion_alias
+    wanted = registry.behind({pipeline.model_name: alias}).get(pipeline.model_name)
+    if wanted is None:
+        raise NoChampion(f"{name} has no champion yet (no version has the alias '{alias}'); run `mlops run {name}`")
+    folder, pointer = fetched(here.home, registry, pipeline, wanted)
+    return Slot.load(folder, pointer, threads=threads)
+
+
+def _accuracy(told: list[float | None]) -> Accuracy | None:
+    estimate, lower, upper = told
+    if estimate is None or lower is None or upper is None:
+        return None
+    return Accuracy(estimate=estimate, lower=lower, upper=upper)
