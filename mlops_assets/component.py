@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from mlops_assets.assets.champion import build_champion
 from mlops_assets.assets.dataset import build_dataset, build_source
+from mlops_assets.assets.deployment import build_deployment
 from mlops_assets.assets.evaluation import build_evaluation
 from mlops_assets.assets.features import build_features
 from mlops_assets.assets.model import build_model
@@ -64,6 +65,7 @@ def pipeline_definitions(pipeline: Pipeline) -> dg.Definitions:
         *build_model(pipeline),
         *build_evaluation(pipeline),
         *build_champion(pipeline),
+        *build_deployment(pipeline),
     ]
     job = dg.define_asset_job(
         job_name(pipeline.name),

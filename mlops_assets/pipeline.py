@@ -19,10 +19,13 @@ from mlops_assets.functions import load_function
 from mlops_assets.spec import NAME_PATTERN, SPEC_FILE, PipelineSpec, load_spec
 from mlops_assets.training.config import TrainingConfig, environment, environment_digest
 
-Stage = Literal["dataset", "features", "model", "evaluation", "champion"]
+Stage = Literal["dataset", "features", "model", "evaluation", "champion", "deployment"]
 
-STAGES: Final[tuple[Stage, ...]] = ("dataset", "features", "model", "evaluation", "champion")
+STAGES: Final[tuple[Stage, ...]] = ("dataset", "features", "model", "evaluation", "champion", "deployment")
 """In the order of the graph."""
+
+DECISIONS: Final[frozenset[Stage]] = frozenset({"champion", "deployment"})
+"""What is done outside, in the registry and on servers, and so has no output in the store."""
 
 SOURCE: Final = "oxen"
 """The input of the first stage: the table's content digest in Oxen."""
@@ -39,6 +42,7 @@ INPUTS: Final[Mapping[Stage, tuple[Stage, ...]]] = {
     "model": ("features",),
     "evaluation": ("model", "features"),
     "champion": ("evaluation",),
+    "deployment": ("champion",),
 }
 
 BLOCKING_CHECKS: Final[Mapping[Stage, tuple[str, ...]]] = {
@@ -47,6 +51,7 @@ BLOCKING_CHECKS: Final[Mapping[Stage, tuple[str, ...]]] = {
     "model": (),
     "evaluation": (),
     "champion": (),
+    "deployment": (),
 }
 """Checks without which a version of the stage's output is not read by the next."""
 
@@ -181,6 +186,7 @@ class Pipeline:
                     "version": versions.GATE,
                 },
             ),
+            "deployment": (None, {"deployment": spec.deployment.model_dump(), "version": versions.DEPLOYMENT}),
         }
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Final
 
 import psutil
@@ -47,6 +48,7 @@ class Service:
         log: The file that takes what it prints.
         ready: Whether it answers; None when it has nothing to ask.
         environment: Variables beside those of this process.
+        files: Open files that it inherits, by their numbers.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Service:
     log: Path
     ready: Callable[[], bool] | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    files: Sequence[int] = ()
 
 
 def require_free_port(host: str, port: int, variable: str) -> None:
@@ -70,6 +73,28 @@ def require_free_port(host: str, port: int, variable: str) -> None:
             raise ServiceError(
                 f"port {port} on {host} cannot be used ({error.strerror}); stop what listens there, or set {variable}"
             ) from None
+
+
+def answers(url: str) -> bool:
+    """Whether a server answers a GET with success."""
+    import httpx
+
+    try:
+        return httpx.get(url, timeout=2, trust_env=False).is_success  # ours: no proxy stands in between
+    except httpx.HTTPError:
+        return False
+
+
+def interrupt_on_signals() -> None:
+    """Make SIGTERM and SIGINT stop us once, also when SIGINT was ignored by whoever started us in the background."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)  # a second Ctrl-C must not cut the stopping short
+        raise KeyboardInterrupt
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, interrupt)
 
 
 @contextmanager
@@ -108,6 +133,7 @@ def _spawn(service: Service) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, **service.environment},
+            pass_fds=service.files,
             start_new_session=True,  # Ctrl-C goes to us alone, and we stop them in order
             preexec_fn=_child_signals,  # noqa: PLW1509  no threads yet, and only async-signal-safe calls
         )

@@ -61,7 +61,10 @@ class Settings(BaseSettings):
     serve_concurrency: int = Field(default=64, ge=1, description="Requests that a process answers at once.")
     serve_timeout_seconds: float = Field(default=30.0, gt=0, description="Longest that a request may take, in seconds.")
     serve_drain_seconds: float = Field(
-        default=0.0, ge=0, description="How long a stopping server goes on answering while it says it is not ready."
+        default=0.0,
+        ge=0,
+        le=10,
+        description="How long a stopping server goes on answering while it says that it is not ready.",
     )
 
     @property

@@ -27,5 +27,8 @@ EVALUATION: Final = "1"
 GATE: Final = "2"
 """`gate/`: from condition and predictions to a decision."""
 
+DEPLOYMENT: Final = "1"
+"""`assets/deployment.py`: where a champion goes, and what is proven on the way."""
+
 CONTRACT: Final = "1"
 """`serving/contract.py`: what is kept with a version so that it can be served."""

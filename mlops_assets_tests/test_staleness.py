@@ -15,6 +15,7 @@ INPUTS: Mapping[Stage, Mapping[str, str]] = {
     "model": {"features": "digest-features", ENVIRONMENT: "environment-1", TICK: ""},
     "evaluation": {"model": "digest-model", "features": "digest-features"},
     "champion": {"evaluation": "digest-evaluation"},
+    "deployment": {"champion": "digest-champion"},
 }
 
 
@@ -43,7 +44,7 @@ def test_what_is_as_wanted_is_left_alone() -> None:
 def test_at_first_everything_is_wanted() -> None:
     made = plan("iris", WANTED, {})
     assert made.stages == STAGES
-    assert made.reason == "dataset, features, model, evaluation, champion: never materialized"
+    assert made.reason == "dataset, features, model, evaluation, champion, deployment: never materialized"
 
 
 @pytest.mark.parametrize(
@@ -71,12 +72,12 @@ def test_a_change_takes_what_hangs_on_it_along(wanted: Wanted, stages: tuple[Sta
 
 def test_an_upstream_that_was_remade_by_hand_makes_stale() -> None:
     made = plan("iris", WANTED, state(features=replace(state()["features"], digest="another")))
-    assert made.stages == ("model", "evaluation", "champion")
+    assert made.stages == ("model", "evaluation", "champion", "deployment")
     assert "model, evaluation: features changed (features -> another)" in made.reason
 
 
 def test_a_stage_in_the_middle_that_was_wiped_is_made_again() -> None:
-    assert plan("iris", WANTED, state(model=None)).stages == ("model", "evaluation", "champion")
+    assert plan("iris", WANTED, state(model=None)).stages == ("model", "evaluation", "champion", "deployment")
 
 
 def test_past_a_failed_check_nothing_is_asked_for() -> None:

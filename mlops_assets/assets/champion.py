@@ -12,7 +12,7 @@ from mlops_assets.assets import judgement
 from mlops_assets.assets.documents import documents
 from mlops_assets.assets.stage import InputRefused, StageRun, log, plain_failures, stage_asset
 from mlops_assets.errors import MlopsError
-from mlops_assets.pipeline import Pipeline
+from mlops_assets.pipeline import DECISIONS, Pipeline
 from mlops_assets.provenance import LEDGER_HEAD, asset_key, latest_metadata
 from mlops_assets.resources.mlflow import MLflowResource
 from mlops_assets.resources.store import StoreResource
@@ -249,7 +249,7 @@ def _of_champion(tracking: "Tracking", champions: "Champions", now: "Version | N
 
 def _evidence(run: StageRun) -> dict[str, Any]:
     """On what a decision rests, for the ledger: the digest of each stage's output, and the commit."""
-    digests = {stage: made.digest for stage, made in run.state.items() if stage != "champion"}
+    digests = {stage: made.digest for stage, made in run.state.items() if stage not in DECISIONS}
     return {"digests": digests, "oxen_commit": run.context.run.tags.get(COMMIT_TAG, "")}
 
 

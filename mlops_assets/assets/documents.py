@@ -8,6 +8,7 @@ import dagster as dg
 
 from mlops_assets.assets.evaluation import REPORT
 from mlops_assets.assets.stage import StageRun
+from mlops_assets.pipeline import DECISIONS
 from mlops_assets.settings import settings
 from mlops_assets.tracking import tags as keys
 
@@ -82,8 +83,8 @@ def _facts(
     commit = tags.get(keys.OXEN_COMMIT, "")
     provenance = {
         "Oxen commit": commit,
-        **{f"{stage}'s digest": made.digest for stage, made in run.state.items() if stage != "champion"},
-        **{f"{stage}'s code version": made.code_version for stage, made in run.state.items() if stage != "champion"},
+        **{f"{stage}'s digest": made.digest for stage, made in run.state.items() if stage not in DECISIONS},
+        **{f"{stage}'s code version": made.code_version for stage, made in run.state.items() if stage not in DECISIONS},
         "git revision": tags.get(keys.GIT_REVISION, ""),
         "MLflow run": tracking.run_url(challenger.run_id, settings().mlflow_url),
         "Dagster run of the training": tags.get(keys.DAGSTER_RUN, ""),

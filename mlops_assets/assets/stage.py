@@ -18,7 +18,7 @@ import dagster as dg
 from mlops_assets.errors import MlopsError
 from mlops_assets.fingerprint import Recipe
 from mlops_assets.liveness import hold
-from mlops_assets.pipeline import BLOCKING_CHECKS, INPUTS, STAGES, Pipeline, Stage
+from mlops_assets.pipeline import BLOCKING_CHECKS, DECISIONS, INPUTS, STAGES, Pipeline, Stage
 from mlops_assets.provenance import asset_key, provenance_metadata, read_state
 from mlops_assets.resources.store import StoreResource
 from mlops_assets.settings import settings
@@ -63,7 +63,7 @@ class InputRefused(MlopsError):
 
 def is_lost(store: Store, pipeline: str, stage: Stage, state: State) -> bool:
     """Whether a stage was materialized and the store does not have its output any more; decisions are not stored."""
-    return stage != "champion" and stage in state and store.find(f"{pipeline}/{stage}", state[stage].recipe) is None
+    return stage not in DECISIONS and stage in state and store.find(f"{pipeline}/{stage}", state[stage].recipe) is None
 
 
 @contextmanager

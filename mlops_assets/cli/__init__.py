@@ -11,7 +11,23 @@ import sys
 
 import typer
 
-from mlops_assets.cli import console, data, demo, doctor, gate, ledger, moves, new, run, status, store, up, versions
+from mlops_assets.cli import (
+    console,
+    data,
+    demo,
+    doctor,
+    gate,
+    ledger,
+    moves,
+    new,
+    predict,
+    run,
+    serve,
+    status,
+    store,
+    up,
+    versions,
+)
 from mlops_assets.errors import MlopsError
 
 app = typer.Typer(
@@ -35,6 +51,8 @@ data.app.command("cleanup", epilog="Example: mlops data cleanup iris --hours 1")
 app.command("status")(status.status)
 app.command("run")(run.run)
 app.command("new")(new.new)
+app.command("serve")(serve.serve)
+app.command("predict")(predict.predict)
 app.add_typer(ledger.app, name="ledger")
 app.command("at")(ledger.at)
 app.command("anchor")(ledger.anchor)

@@ -11,7 +11,7 @@ from mlops_assets.cli import console
 from mlops_assets.cli.console import out, progress_of_runs
 from mlops_assets.errors import MlopsError
 from mlops_assets.home import ensure_home, open_instance
-from mlops_assets.pipeline import Pipeline, find_pipeline
+from mlops_assets.pipeline import DECISIONS, Pipeline, find_pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -72,7 +72,7 @@ def _run(pipeline: Pipeline, here: Settings, instance: dg.DagsterInstance, trial
         raise RunFailed(f"{name} is blocked: {now.plan.blocked}; commit data that passes, or mend the schema")
     stages = wanted_stages(now, Store(here.store_url))
     if trial:
-        stages = tuple(stage for stage in stages if stage != "champion")
+        stages = tuple(stage for stage in stages if stage not in DECISIONS)
     try:
         if not stages:
             out.print(f"[green]{name}: nothing is stale[/green] (Oxen {now.head.commit.id[:12]})")

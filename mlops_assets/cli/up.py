@@ -1,15 +1,13 @@
-"""`mlops up`: the Dagster UI, its daemon and an MLflow server, until Ctrl-C."""
+"""`mlops up`: the Dagster UI, its daemon, an MLflow server and the model server, until Ctrl-C."""
 
 from __future__ import annotations
 
 import shlex
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from types import FrameType
 from typing import Final, NoReturn
 
 import psutil
@@ -17,7 +15,15 @@ import psutil
 from mlops_assets.cli.console import out
 from mlops_assets.errors import MlopsError
 from mlops_assets.home import ensure_home, open_instance
-from mlops_assets.services import Service, ServiceError, ended, require_free_port, started
+from mlops_assets.services import (
+    Service,
+    ServiceError,
+    answers,
+    ended,
+    interrupt_on_signals,
+    require_free_port,
+    started,
+)
 from mlops_assets.settings import PROJECT, Settings
 
 WATCH_SECONDS: Final = 1.0
@@ -48,9 +54,10 @@ def env() -> None:
 
 
 def up() -> None:
-    """Start the Dagster UI, the daemon that watches data and code, and MLflow; one Ctrl-C stops all.
+    """Start the Dagster UI, the daemon that watches data and code, MLflow, and the model server; one Ctrl-C stops all.
 
-    Example: [bold]mlops up[/bold]  (ports: MLOPS_DAGSTER_PORT, MLOPS_MLFLOW_PORT; address: MLOPS_HOST)
+    Example: [bold]mlops up[/bold]  (ports: MLOPS_DAGSTER_PORT, MLOPS_MLFLOW_PORT, MLOPS_SERVE_PORT, MLOPS_GRPC_PORT;
+    address: MLOPS_HOST)
     """
     from filelock import FileLock, Timeout
 
@@ -61,13 +68,15 @@ def up() -> None:
     except Timeout:
         raise AlreadyUp(f"another `mlops up` runs with {here.home}; stop it, or set MLOPS_HOME") from None
     with lock:
-        _interrupt_on_signals()
+        interrupt_on_signals()
         try:
             require_free_port(here.host, here.dagster_port, "MLOPS_DAGSTER_PORT")
             if not here.mlflow_tracking_uri:
                 require_free_port(here.host, here.mlflow_port, "MLOPS_MLFLOW_PORT")
             if here.webhook_secret.get_secret_value():
                 require_free_port(here.host, here.webhook_port, "MLOPS_WEBHOOK_PORT")
+            require_free_port(here.host, here.serve_port, "MLOPS_SERVE_PORT")
+            require_free_port(here.host, here.grpc_port, "MLOPS_GRPC_PORT")
             with out.status("closing what a killed predecessor left open ..."):
                 _tell(close_orphans(here))
             try:
@@ -102,15 +111,17 @@ def _serve(here: Settings) -> NoReturn:
 def _served(here: Settings) -> ServiceError:
     """Run the services until the first of them ends, and say which."""
     with ExitStack() as stack:
-        with out.status("starting Dagster and MLflow ..."):
+        with out.status("starting Dagster, MLflow and the model server ..."):
             services = [dagster_service(here)]
             if not here.mlflow_tracking_uri:
                 services.append(mlflow_service(here))
             if here.webhook_secret.get_secret_value():
                 services.append(webhook_service(here))
+            services.append(model_server_service(here))
             processes = stack.enter_context(started(services))
         out.print(f"Dagster  [link]{here.dagster_url}[/link]   (log {services[0].log})")
         out.print(f"MLflow   [link]{here.mlflow_url}[/link]")
+        out.print(f"Models   [link]{here.serve_url}/docs[/link]   (gRPC on port {here.grpc_port})")
         out.print("Ctrl-C stops all.")
         return _first_end(services, processes)
 
@@ -197,19 +208,20 @@ def webhook_service(here: Settings) -> Service:
     )
 
 
+def model_server_service(here: Settings) -> Service:
+    """The model server: `mlops serve`, as a service."""
+    command = [sys.executable, "-c", "from mlops_assets.cli import main; main()", "serve"]
+    return Service(
+        "the model server",
+        command,
+        here.home / "logs" / "serve.log",
+        ready=lambda: answers(f"{here.serve_url}/v2/health/live"),
+    )
+
+
 def is_up(here: Settings) -> bool:
     """Whether the Dagster that `mlops up` starts answers."""
     return answers(f"{here.dagster_url}/server_info")
-
-
-def answers(url: str) -> bool:
-    """Whether a server answers a GET with success."""
-    import httpx
-
-    try:
-        return httpx.get(url, timeout=2, trust_env=False).is_success  # ours: no proxy stands in between
-    except httpx.HTTPError:
-        return False
 
 
 def close_orphans(here: Settings) -> list[str]:
@@ -231,15 +243,3 @@ def close_orphans(here: Settings) -> list[str]:
         except ReconcileFailed as error:
             lines.append(f"MLflow's open runs stay as they are for now: {error}")
     return lines
-
-
-def _interrupt_on_signals() -> None:
-    """Make SIGTERM and SIGINT stop us once, also when SIGINT was ignored by whoever started us in the background."""
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_IGN)  # a second Ctrl-C must not cut the stopping short
-        raise KeyboardInterrupt
-
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, interrupt)

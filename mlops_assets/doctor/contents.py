@@ -16,7 +16,7 @@ from mlops_assets.doctor import models
 from mlops_assets.doctor.examination import Examination, Finding, Result, findings, sentence
 from mlops_assets.errors import MlopsError
 from mlops_assets.oxen.repository import Repository
-from mlops_assets.pipeline import STAGES, Pipeline, pipeline_folders
+from mlops_assets.pipeline import DECISIONS, STAGES, Pipeline, pipeline_folders
 from mlops_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _lost(look: Examination, slots: Sequence[Slot]) -> list[tuple[str, str, str]
         (name, stage, made.recipe)
         for name in names
         for stage, made in read_state(look.instance, name).items()
-        if stage != "champion" and (f"{name}/{stage}", made.recipe) not in there
+        if stage not in DECISIONS and (f"{name}/{stage}", made.recipe) not in there
     ]
 
 

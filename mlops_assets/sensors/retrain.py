@@ -23,7 +23,7 @@ def build_retrain(pipeline: Pipeline) -> dg.ScheduleDefinition:
         tick = context.scheduled_execution_time.isoformat()
         return dg.RunRequest(
             run_key=tick,
-            asset_selection=[asset_key(pipeline.name, stage) for stage in ("model", "evaluation", "champion")],
+            asset_selection=[asset_key(pipeline.name, stage) for stage in ("model", "evaluation", "champion", "deployment")],
             tags={TICK_TAG: tick, REASON_TAG: f"schedule {pipeline.spec.schedule}"},
         )
 

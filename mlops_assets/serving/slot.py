@@ -40,6 +40,10 @@ class SlotError(MlopsError):
     """A version that cannot answer."""
 
 
+class Unservable(SlotError):
+    """A version whose rows cannot be answered one by one, by what its contract says."""
+
+
 class Answer(NamedTuple):
     """What a version says of rows.
 
@@ -97,6 +101,7 @@ class Slot:
             threads: CPU threads of a pass.
 
         Raises:
+            Unservable: Its contract says that it cannot answer single rows.
             SlotError: It cannot be loaded, or it answers otherwise.
         """
         place = folder / CONTRACT
@@ -107,7 +112,7 @@ class Slot:
                 f"{place} cannot be read ({error.strerror}); delete {folder} to have it made again"
             ) from None
         if contract.unservable:
-            raise SlotError(f"version {pointer.version} of {pointer.pipeline} cannot be served: {contract.unservable}")
+            raise Unservable(f"version {pointer.version} of {pointer.pipeline} cannot be served: {contract.unservable}")
         slot = cls(folder, pointer, contract, threads=threads)
         slot._prove()
         return slot

@@ -168,19 +168,20 @@ def fetched(home: Path, registry: Registry, pipeline: Pipeline, wanted: Register
     )
 
 
-def champion_slot(here: Settings, name: str, *, threads: int = 1) -> Slot:
+def champion_slot(here: Settings, pipeline: Pipeline | str, *, threads: int = 1) -> Slot:
     """The champion of a pipeline, loaded, without a server.
 
     Args:
         here: The settings.
-        name: The pipeline.
+        pipeline: The pipeline, or its name.
         threads: CPU threads of a pass.
 
     Raises:
         MlopsError: There is no such pipeline, it has no champion, or that one cannot answer.
     """
-    pipeline, registry = find_pipeline(name), registry_of(here)
-    alias = pipeline.spec.gate.champion_alias
+    if isinstance(pipeline, str):
+        pipeline = find_pipeline(pipeline)
+    registry, name, alias = registry_of(here), pipeline.name, pipeline.spec.gate.champion_alias
     wanted = registry.behind({pipeline.model_name: alias}).get(pipeline.model_name)
     if wanted is None:
         raise NoChampion(f"{name} has no champion yet (no version has the alias '{alias}'); run `mlops run {name}`")
