@@ -29,6 +29,8 @@ BENCHMARKS: Final = {
     "run-overhead": "overhead",
     "commit-to-features": "latency",
     "demo": "demo",
+    "batch": "batch",
+    "serving": "serving",
 }
 """The module of each, imported when it is its turn: what one compares with need not be installed for the others."""
 RESULTS: Final = Path(__file__).with_name("results.json")

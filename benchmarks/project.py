@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -138,7 +138,7 @@ def copied_project(*, copy: bool = True) -> Iterator[Project]:
             shutil.copytree(
                 CHECKOUT / "mlops_assets", folder / "mlops_assets", ignore=shutil.ignore_patterns("__pycache__")
             )
-        dagster_port, mlflow_port = _free_ports()
+        dagster_port, mlflow_port, serve_port, grpc_port = free_ports(4)
         kept = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
         yield Project(
             folder,
@@ -148,6 +148,8 @@ def copied_project(*, copy: bool = True) -> Iterator[Project]:
                 "MLOPS_HOME": str(folder / ".mlops"),
                 "MLOPS_DAGSTER_PORT": str(dagster_port),
                 "MLOPS_MLFLOW_PORT": str(mlflow_port),
+                "MLOPS_SERVE_PORT": str(serve_port),
+                "MLOPS_GRPC_PORT": str(grpc_port),
             },
         )
 
@@ -186,12 +188,13 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _free_ports() -> list[int]:
-    """Two ports that were free just now."""
-    with socket.socket() as one, socket.socket() as other:
-        for each in (one, other):
+def free_ports(count: int) -> list[int]:
+    """Ports that were free just now."""
+    with ExitStack() as stack:
+        bound = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in bound:
             each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in (one, other)]
+        return [each.getsockname()[1] for each in bound]
 
 
 def _die_with_parent() -> None:
