@@ -31,6 +31,7 @@ BENCHMARKS: Final = {
     "demo": "demo",
     "batch": "batch",
     "serving": "serving",
+    "swaps": "swaps",
 }
 """The module of each, imported when it is its turn: what one compares with need not be installed for the others."""
 RESULTS: Final = Path(__file__).with_name("results.json")

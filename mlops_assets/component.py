@@ -18,6 +18,7 @@ from mlops_assets.assets.deployment import build_deployment
 from mlops_assets.assets.evaluation import build_evaluation
 from mlops_assets.assets.features import build_features
 from mlops_assets.assets.model import build_model
+from mlops_assets.assets.predictions import build_predictions
 from mlops_assets.pipeline import Pipeline
 from mlops_assets.provenance import PIPELINE_TAG, job_name
 from mlops_assets.sensors.retrain import build_retrain
@@ -66,6 +67,7 @@ def pipeline_definitions(pipeline: Pipeline) -> dg.Definitions:
         *build_evaluation(pipeline),
         *build_champion(pipeline),
         *build_deployment(pipeline),
+        *build_predictions(pipeline),
     ]
     job = dg.define_asset_job(
         job_name(pipeline.name),

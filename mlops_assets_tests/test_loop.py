@@ -70,14 +70,14 @@ def test_code_changes_run_what_uses_them(loop: Loop) -> None:
     assert loop.tick() == "nothing is stale"
 
     loop.edit("model.py", "hidden=tuple(hidden)", "hidden=(*hidden, 8)")
-    assert loop.settle() == ["model", "evaluation", "champion"]
+    assert loop.settle() == ["model", "evaluation", "champion", "deployment"]
 
     (loop.folder / "helpers.py").write_text("FACTOR = 1.0\n")
     loop.edit("features.py", "import polars as pl\n", "import polars as pl\n\nfrom .helpers import FACTOR\n")
     loop.edit("features.py", 'pl.col("sepal_length") *', 'FACTOR * pl.col("sepal_length") *')
     assert loop.settle() == ["features"]
     (loop.folder / "helpers.py").write_text("FACTOR = 0.0\n")
-    assert loop.settle() == ["features", "model", "evaluation", "champion"]
+    assert loop.settle() == ["features", "model", "evaluation", "champion", "deployment"]
 
     loop.edit("defs.yaml", "n > 0.75", "n > 0.76")
     assert loop.settle() == ["champion"]
@@ -165,7 +165,7 @@ def test_a_lost_store_entry_is_named_and_made_again(loop: Loop) -> None:
     assert "run `mlops run iris` to make it again" in str(result.failure_data_for_node("iris__model"))
     now = Assessment.of(Pipeline.load(loop.folder), loop.repository, loop.instance)
     stages = wanted_stages(now, Store(loop.here.store_url))
-    assert stages == ("features", "model", "evaluation", "champion"), "what `mlops run` selects"
+    assert stages == ("features", "model", "evaluation", "champion", "deployment"), "what `mlops run` selects"
     execute(now, stages, loop.instance)
     again = Assessment.of(Pipeline.load(loop.folder), loop.repository, loop.instance)
     assert wanted_stages(again, Store(loop.here.store_url)) == ()

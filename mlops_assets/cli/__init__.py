@@ -15,7 +15,9 @@ from mlops_assets.cli import (
     console,
     data,
     demo,
+    deploy,
     doctor,
+    export,
     gate,
     ledger,
     moves,
@@ -25,6 +27,7 @@ from mlops_assets.cli import (
     serve,
     status,
     store,
+    stream,
     up,
     versions,
 )
@@ -53,6 +56,10 @@ app.command("run")(run.run)
 app.command("new")(new.new)
 app.command("serve")(serve.serve)
 app.command("predict")(predict.predict)
+app.command("export")(export.export)
+app.command("deploy")(deploy.deploy)
+app.command("playground")(deploy.playground)
+app.command("stream", epilog=stream.EPILOG)(stream.stream)
 app.add_typer(ledger.app, name="ledger")
 app.command("at")(ledger.at)
 app.command("anchor")(ledger.anchor)

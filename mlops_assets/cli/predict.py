@@ -64,7 +64,7 @@ def _score(here: Settings, name: str, file: Path, to: Path | None) -> None:
 
     if not file.exists():
         raise NotAnswered(f"{file} does not exist; name a table, an image or a folder of images")
-    slot = champion_slot(here, name, threads=here.serve_threads)
+    slot = champion_slot(here, name)  # scoring takes a thread for each core by itself
     with TemporaryDirectory() as folder:
         target = to or Path(folder, "predictions.parquet")
         began = time.monotonic()

@@ -317,7 +317,7 @@ def _stack(batches: Sequence[Callable[[], Batch]], mode: str, on_progress: Progr
                 f"{pixels.shape[1]} x {pixels.shape[2]}: files of one dataset belong together."
             )
         pixels.resize((start + count, *shape), refcheck=False)  # in place: nothing else refers to it
-        pixels[start:] = _luma(batch.pixels) if mode == "L" and batch.pixels.shape[3] == 3 else batch.pixels
+        pixels[start:] = luma(batch.pixels) if mode == "L" and batch.pixels.shape[3] == 3 else batch.pixels
         columns["key"] += [f"{batch.name}/{number:05d}" for number in range(count)]
         columns["label"] += batch.labels
         columns["part"] += [batch.part] * count
@@ -333,7 +333,7 @@ def _stack(batches: Sequence[Callable[[], Batch]], mode: str, on_progress: Progr
     return Images(table, pixels)
 
 
-def _luma(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def luma(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Grey from RGB, ITU-R 601-2 in 16-bit fixed point, as Pillow has it."""
     red, green, blue = (pixels[..., channel].astype(np.uint32) for channel in range(3))
     grey: NDArray[np.uint8] = ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).astype(np.uint8)

@@ -19,6 +19,7 @@ from mlops_assets.errors import MlopsError
 from mlops_assets.oxen.repository import Repository
 from mlops_assets.provenance import SENSOR, job_name, source_key
 from mlops_assets.sensors.instance import instance_of
+from mlops_assets.sensors.predictions import scoring_request
 from mlops_assets.settings import settings
 
 WATCH_SECONDS: Final = 3.5
@@ -82,6 +83,15 @@ class _Look:
     requests: list[dg.RunRequest] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
 
+    def add_scoring(self, name: str, now: Assessment) -> None:
+        """Ask for predictions, when there is nothing else to do for a pipeline."""
+        try:
+            request = scoring_request(now, _repository(now.pipeline.repository))
+        except MlopsError as error:
+            self.reasons.append(f"{name}/predictions: {error}")
+        else:
+            self.requests += [request] if request else []
+
     @property
     def reason(self) -> str:
         return textwrap.shorten("; ".join(self.reasons) or NOTHING, MOST_CHARACTERS, placeholder=" ...")
@@ -103,6 +113,8 @@ def _look(folders: Sequence[Path], instance: dg.DagsterInstance) -> _Look:
             found.requests.append(wish)
         elif wish != NOTHING:
             found.reasons.append(f"{name}: {wish}")
+        elif now.pipeline.spec.sensor:
+            found.add_scoring(name, now)
     return found
 
 

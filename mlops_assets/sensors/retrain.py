@@ -4,7 +4,7 @@ import dagster as dg
 
 from mlops_assets.assessment import REASON_TAG
 from mlops_assets.assets.stage import TICK_TAG
-from mlops_assets.pipeline import Pipeline
+from mlops_assets.pipeline import STAGES, Pipeline
 from mlops_assets.provenance import asset_key, job_name
 
 
@@ -23,7 +23,7 @@ def build_retrain(pipeline: Pipeline) -> dg.ScheduleDefinition:
         tick = context.scheduled_execution_time.isoformat()
         return dg.RunRequest(
             run_key=tick,
-            asset_selection=[asset_key(pipeline.name, stage) for stage in ("model", "evaluation", "champion", "deployment")],
+            asset_selection=[asset_key(pipeline.name, stage) for stage in STAGES[STAGES.index("model") :]],
             tags={TICK_TAG: tick, REASON_TAG: f"schedule {pipeline.spec.schedule}"},
         )
 

@@ -1,5 +1,6 @@
-"""Answering with promoted versions: online, in bulk, from streams. What a worker loads here imports neither torch, MLflow
-nor Dagster.
+"""Answering with promoted versions: online, in bulk, from streams.
+
+What a worker loads here imports neither torch nor MLflow nor Dagster.
 """
 
 from typing import Final

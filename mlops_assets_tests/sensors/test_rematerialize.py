@@ -77,8 +77,8 @@ def test_each_stale_pipeline_gets_a_run_of_its_own(daemon: Daemon) -> None:
     edit(two, "defs.yaml", "learning_rate: 0.01", "learning_rate: 0.02")
     result = daemon.tick()
     assert asked_for(result) == {
-        job_name("one"): [asset_key("one", "champion")],
-        job_name("two"): [asset_key("two", stage) for stage in ("model", "evaluation", "champion")],
+        job_name("one"): [asset_key("one", stage) for stage in ("champion", "deployment")],
+        job_name("two"): [asset_key("two", stage) for stage in ("model", "evaluation", "champion", "deployment")],
     }
     assert not result.asset_events, "the data are as the cursor has them"
 
