@@ -10,13 +10,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH_INDEX ?=
 
-.PHONY: demo up test quick lint bench clean help
+.PHONY: demo up test quick lint bench bench-serving clean help
 
 help:
 	@echo 'make demo   the whole loop, on a table and on images: commit, train, gate, promote, change, revert'
-	@echo 'make up     the Dagster UI, its daemon and MLflow, until Ctrl-C'
+	@echo 'make up     the Dagster UI, its daemon, MLflow and the model server, until Ctrl-C'
 	@echo 'make test   all tests     make quick   those that take no servers'
 	@echo 'make lint   ruff and mypy     make bench   the figures of the README'
+	@echo 'make bench-serving   the model server against MLflow and the bare ONNX Runtime, and 1,000 swaps under load'
 	@echo 'make clean  remove the environment and caches; your data in .mlops stay'
 
 $(STAMP): pyproject.toml constraints.txt
@@ -48,6 +49,9 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
+
+bench-serving: $(STAMP)
+	$(BIN)/python -m benchmarks serving swaps
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

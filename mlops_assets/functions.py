@@ -71,6 +71,7 @@ def load_function(reference: str, folder: Path, package: str = PACKAGE) -> Calla
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
     forget(package)
+    importlib.invalidate_caches()
     parent = ModuleType(package)
     parent.__path__ = [str(folder.parent)]
     sys.modules[package] = parent
@@ -90,10 +91,12 @@ def load_function(reference: str, folder: Path, package: str = PACKAGE) -> Calla
 
 
 def forget(package: str = PACKAGE) -> None:
-    """Drop what was imported as a package, so that the next load runs the source as it is on disk."""
-    for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
-        del sys.modules[name]
-    importlib.invalidate_caches()
+    """Drop what was imported as a package, so that the next load runs the source as it is on disk.
+
+    May be called by the garbage collector, in the middle of anything else, so it does no more than that.
+    """
+    for name in [name for name in list(sys.modules) if name == package or name.startswith(f"{package}.")]:
+        sys.modules.pop(name, None)
 
 
 def call(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:

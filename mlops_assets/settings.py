@@ -59,7 +59,7 @@ class Settings(BaseSettings):
     serve_max_bytes: int = Field(default=32 << 20, ge=1, description="Largest body of a request, in bytes.")
     serve_max_rows: int = Field(default=10_000, ge=1, description="Most rows in a request.")
     serve_concurrency: int = Field(default=64, ge=1, description="Requests that a process answers at once.")
-    serve_timeout_seconds: float = Field(default=30.0, gt=0, description="Longest that a request may take, in seconds.")
+    serve_timeout_seconds: float = Field(default=15.0, gt=0, description="Longest that a request may take, in seconds.")
     serve_log: bool = Field(default=True, description="Whether answers are kept in the prediction log.")
     serve_drain_seconds: float = Field(
         default=0.0,

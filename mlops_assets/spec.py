@@ -19,6 +19,7 @@ from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, fie
 from mlops_assets.data.config import ImagesConfig, OriginConfig
 from mlops_assets.errors import MlopsError
 from mlops_assets.gate.condition import ConditionError, parse
+from mlops_assets.serving.config import ServingSpec
 from mlops_assets.strict import StrictModel
 from mlops_assets.training.config import TrainingConfig
 
@@ -252,27 +253,6 @@ class GateSpec(StrictModel):
                 f"choose at most {MOST_FULL_STEPS} steps"
             )
         return self
-
-
-class LogSpec(StrictModel):
-    """What the prediction log keeps of what was asked."""
-
-    inputs: Literal["values", "digest", "none"] = Field(
-        default="values", description="The raw values of a row, their digest, or nothing; of images at most a digest."
-    )
-    leave_out: list[Column] = Field(
-        default_factory=list, description="Columns that never reach the log, such as names of persons."
-    )
-
-
-class ServingSpec(StrictModel):
-    """How the model server answers for the pipeline; it follows a change of this at once."""
-
-    log: LogSpec = Field(default_factory=LogSpec)
-    batching: Literal["auto", "on", "off"] = Field(
-        default="auto",
-        description="Whether requests that wait are answered in one pass; `auto`: on a GPU, where it pays.",
-    )
 
 
 class PredictionsSpec(StrictModel):

@@ -43,14 +43,15 @@ def begun(
     """
     from safetensors.numpy import save
 
-    from mlops_assets.serving import contract
+    from mlops_assets.serving import contract_making
+    from mlops_assets.serving.contract import ContractError
 
     spec = pipeline.spec
     data, sources, problem = spec.data, dict[str, str](), ""
     try:
         files = [pipeline.function_file("features"), pipeline.function_file("schema")]
-        sources = contract.collect_sources(files, pipeline.folder.parent)
-    except contract.ContractError as error:
+        sources = contract_making.collect_sources(files, pipeline.folder.parent)
+    except ContractError as error:
         problem = str(error)
     known: dict[str, Any] = {
         "pipeline": pipeline.name,
@@ -59,18 +60,19 @@ def begun(
         "schema": call(pipeline.function("schema")),
         "key": data.key,
         "target": data.target,
-        "features": lambda rows: call(function, rows),
+        "features": function,
     }
     x: Any
     if pixels is not None:
         assert data.images is not None
-        raw, x = contract.images_contract(pixels=pixels, made=made, table=frame, images=data.images, **known)
+        raw, x = contract_making.images_contract(pixels=pixels, made=made, table=frame, images=data.images, **known)
     else:
         ignored = [spec.split.column] if spec.split.column else []
-        left_out = spec.serving.log.leave_out
-        raw, x = contract.table_contract(frame=frame, made=made, ignored=ignored, left_out=left_out, **known)
+        raw, x = contract_making.table_contract(
+            frame=frame, made=made, ignored=ignored, left_out=spec.serving.log.leave_out, **known
+        )
     if problem:
-        raw = raw.model_copy(update={"unservable": problem})
+        raw = raw.model_copy(update={"unservable": problem, "sample": ()})
     return {CONTRACT: raw.to_bytes(), SAMPLE_FEATURES: save({"x": x.copy()})}
 
 

@@ -1,5 +1,6 @@
 """`NAME/deployment`: the champion where its users are."""
 
+import os
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
@@ -90,5 +91,20 @@ def _seen(slot: "Slot") -> dict[str, Any]:
 
 
 def _pushed(pipeline: Pipeline, slot: "Slot") -> dict[str, Any]:
-    """Push to the pipeline's Space, if it has one."""
-    return {}
+    """Push to the pipeline's Space, if it has one; without a token, say so.
+
+    Raises:
+        SpaceError: The Hub cannot be reached, or refuses.
+    """
+    space, token = pipeline.spec.deployment.space, os.environ.get("HF_TOKEN", "")
+    if not space:
+        return {}
+    if not token:
+        return {"Space": f"{space} is as it was: there is no token in HF_TOKEN"}
+    from mlops_assets.deploy.space import build, fresh, push
+
+    folder = settings().home / "spaces" / pipeline.name
+    with fresh(folder) as made:
+        build(slot, made, pipeline.spec.description)
+    pushed = push(folder, space, token)
+    return {"Space": dg.MetadataValue.url(pushed.url), "files pushed": pushed.files}

@@ -19,6 +19,7 @@ from mlops_assets.cli import (
     doctor,
     export,
     gate,
+    incoming,
     ledger,
     moves,
     new,
@@ -45,6 +46,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("up")(up.up)
 app.add_typer(data.app, name="data")
+data.app.command("incoming")(incoming.incoming)
 data.app.command("branches", epilog="Example: mlops data branches iris")(versions.branches)
 data.app.command("branch", epilog="Example: mlops data branch iris relabelled --from main")(versions.branch)
 data.app.command("merge", epilog="Example: mlops data merge iris relabelled --into main")(versions.merge)

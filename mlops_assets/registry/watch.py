@@ -105,9 +105,10 @@ def reaching(url: str) -> Iterator[None]:
 
     try:
         yield
-    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+    except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
+        said = next(iter(str(error).splitlines()), type(error).__name__)  # httpx adds a line of advice
         raise RegistryUnreachable(
-            f"no MLflow server shows its registry at {url} ({str(error) or type(error).__name__}); "
+            f"no MLflow server shows its registry at {url} ({said}); "
             "start it by `mlops up`, or mend MLFLOW_TRACKING_URI"
         ) from None
 

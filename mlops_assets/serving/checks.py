@@ -1,28 +1,30 @@
 """Raw rows of a request: from JSON or tensors to a typed table, refused by field and row.
 
-Belongs here: types, nulls and the checks of the pipeline's schema, compiled once for each version. Not here: what the
-rows are for (`slot.py`). pandera itself takes 3 ms for a row and 0.7 s to load: its built-in checks are made by Polars
-here, and only a schema with checks of its own loads pandera.
+Belongs here: types, nulls and the checks of the pipeline's schema for a column, ready once for each version. Not here:
+what pandera's own checks say (`verdicts.py`), and what the rows are for (`slot.py`). Only a schema with other checks
+loads pandera. Checks of the schema for a whole table are of data sets, and not made here.
 """
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import polars as pl
 
 from mlops_assets.data.readers import cast_text
 from mlops_assets.errors import MlopsError
-from mlops_assets.serving.contract import Check, RawContract
+from mlops_assets.serving.contract import RawContract
+from mlops_assets.serving.verdicts import Verdict
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from pandera import polars as pa
+    from pandera.api.polars.components import Column
     from pandera.polars import DataFrameSchema
-
-FEW_ROWS: Final = 32
-"""Up to so many rows, comparing values one by one is quicker than asking Polars."""
 
 _SHOWN: Final = 60  # characters of a value in a sentence
 
@@ -49,12 +51,12 @@ class Checks:
     """
 
     def __init__(self, contract: RawContract, schema: Callable[[], DataFrameSchema]) -> None:
-        self._inputs = {one.name: one for one in contract.inputs}
         self._types = {one.name: one.polars_type for one in contract.inputs}
         self._ignored = {contract.key, contract.target}
+        self._required = [one.name for one in contract.inputs if one.required]
         self._needed = [one.name for one in contract.inputs if one.required and not one.nullable]
         self._full = [one.name for one in contract.inputs if not one.nullable]
-        self._checks = [(one.name, check) for one in contract.inputs for check in one.checks]
+        self._verdicts = [Verdict(one, check) for one in contract.inputs for check in one.checks]
         self._own = _own_checks(contract, schema)
 
     def from_records(self, rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
@@ -70,34 +72,34 @@ class Checks:
             if not isinstance(row, Mapping):
                 raise InvalidInput(f"row {number} is {_show(row)}, not an object of values by column name", row=number)
             given.update(dict.fromkeys(row))
-        return self.from_columns({str(name): [row.get(name) for row in rows] for name in given})
+        if given.keys() <= self._ignored:
+            given = dict.fromkeys(self._required)  # a row of nothing is one of nulls
+        return self.from_columns({name: [row.get(name) for row in rows] for name in given})
 
     def from_columns(self, columns: Mapping[str, Any]) -> pl.DataFrame:
-        """Columns of equal length, as lists of what JSON has, as arrays, or as series.
+        """Columns of equal length, as lists of what JSON has, as arrays, or as series; in the contract's order.
 
         Raises:
             InvalidInput: As `from_records`.
         """
-        made = []
-        for name, values in columns.items():
-            if name in self._ignored:
-                continue
-            if name not in self._inputs:
-                known = ", ".join(self._inputs)
-                raise InvalidInput(f"there is no column '{name}'; the columns are {known}", field=name)
-            made.append(_typed(name, values, self._types[name]))
-        lengths = {len(one) for one in made}
+        for name in columns:
+            if name not in self._types and name not in self._ignored:
+                known = _show(list(self._types), 500)
+                raise InvalidInput(f"there is no column {name!r}; the columns are {known}", field=str(name))
+        for name in self._needed:
+            if name not in columns:
+                raise InvalidInput(f"column '{name}' is missing", field=name)
+        made = {name: _typed(name, columns[name], dtype) for name, dtype in self._types.items() if name in columns}
+        lengths = {len(one) for one in made.values()}
         if len(lengths) > 1:
             raise InvalidInput("the columns differ in length: each must have one value for each row")
-        if not made or not len(made[0]):
+        rows = lengths.pop() if lengths else 0
+        if not rows:
             raise InvalidInput("there are no rows; send at least one")
-        frame = pl.DataFrame(made)
-        for name in self._needed:
-            if name not in frame.columns:
-                raise InvalidInput(f"column '{name}' is missing", field=name)
-        absent = [one for one in self._inputs.values() if one.required and one.name not in frame.columns]
-        if absent:
-            frame = frame.with_columns(pl.lit(None, self._types[one.name]).alias(one.name) for one in absent)
+        for name in self._required:
+            if name not in made:
+                made[name] = pl.repeat(None, rows, dtype=self._types[name], eager=True).alias(name)
+        frame = pl.DataFrame([made[name] for name in self._types if name in made])
         self.require(frame)
         return frame
 
@@ -107,7 +109,7 @@ class Checks:
         Raises:
             InvalidInput: As `from_records`.
         """
-        known = [name for name in self._inputs if name in frame.columns]
+        known = [name for name in self._types if name in frame.columns]
         return self.from_columns({name: frame[name] for name in known})
 
     def require(self, frame: pl.DataFrame) -> None:
@@ -118,89 +120,95 @@ class Checks:
         """
         for name in self._full:
             if name in frame.columns:
-                self._require_full(frame[name])
-        few = frame.height <= FEW_ROWS
-        for name, check in self._checks:
-            if name in frame.columns:
-                _require(frame[name], check, few=few)
-        if self._own is not None:
-            self._require_own(frame, self._own)
+                _require_full(frame[name])
+        for one in self._verdicts:
+            if one.column in frame.columns and (row := one.refuses(frame[one.column])) is not None:
+                raise _refused(one, row, frame[one.column][row])
+        self._require_own(frame)
 
     def require_arrays(self, columns: Mapping[str, NDArray[Any]]) -> None:
-        """Refuse columns of numbers without nulls that the schema would refuse.
+        """Refuse columns of finite numbers without nulls that the schema would refuse.
 
         Raises:
             InvalidInput: Names the first value of them.
         """
-        for name, check in self._checks:
-            passes = _COMPARISONS[check.name](columns[name], check.statistics)
-            if not passes.all():
-                row = int(passes.argmin())
-                raise _refused(name, check, row, columns[name][row])
+        for one in self._verdicts:
+            if (row := one.refuses_array(columns[one.column])) is not None:
+                raise _refused(one, row, columns[one.column][row].item())
         if self._own is not None:
-            self._require_own(pl.DataFrame(dict(columns)), self._own)
+            self._require_own(pl.DataFrame(dict(columns)))
 
-    def _require_full(self, values: pl.Series) -> None:
-        empty = values.is_null() if values.null_count() else None
-        if empty is None and values.dtype.is_float() and values.is_nan().any():
-            empty = values.is_nan()
-        if empty is not None:
-            row = int(empty.arg_true()[0])
-            raise InvalidInput(f"row {row}, column '{values.name}': a value is needed", field=values.name, row=row)
-
-    def _require_own(self, frame: pl.DataFrame, schema: DataFrameSchema) -> None:
+    def _require_own(self, frame: pl.DataFrame) -> None:
+        if self._own is None:
+            return
         from mlops_assets.data.validation import validate
 
-        for failure in validate(frame, schema).failures:
-            row = failure.rows[0] - 1 if failure.rows else None
-            raise InvalidInput(failure.message, field=failure.column or "", row=row)
+        for failure in validate(frame, self._own).failures:
+            if not failure.rows:
+                raise InvalidInput(failure.message, field=failure.column or "")
+            row = failure.rows[0] - 1
+            raise InvalidInput(
+                f"row {row}, column '{failure.column}': {failure.values[0]} is refused by {failure.check}",
+                field=failure.column or "",
+                row=row,
+            )
+
+
+class Declared(NamedTuple):
+    """What a schema says of a column."""
+
+    nullable: bool
+    checks: list[pa.Check]
+
+
+def declared(schema: DataFrameSchema, frame: pl.DataFrame) -> dict[str, Declared]:
+    """What a schema says of each column of a table; all that match a name count, one after the other."""
+    from mlops_assets.data.validation import matching
+
+    plain = {name for name, column in schema.columns.items() if not column.regex}
+    found: dict[str, list[Column]] = {}
+    for column in schema.columns.values():
+        for name in matching(frame, column, plain):
+            found.setdefault(name, []).append(column)
+    return {
+        name: Declared(all(one.nullable for one in columns), [check for one in columns for check in one.checks])
+        for name, columns in found.items()
+    }
 
 
 def _own_checks(contract: RawContract, schema: Callable[[], DataFrameSchema]) -> DataFrameSchema | None:
-    """The schema of those columns that have checks which are not built in."""
-    wanted = {one.name: one.polars_type for one in contract.inputs if one.custom}
+    """The schema of those columns that have checks which are not built in, with these alone."""
+    wanted = [one for one in contract.inputs if one.custom]
     if not wanted:
         return None
     from pandera.polars import Column, DataFrameSchema
 
-    from mlops_assets.data.validation import matching
-
-    declared, frame = schema().columns, pl.DataFrame(schema=wanted)
-    plain = {name for name, column in declared.items() if not column.regex}
+    told = declared(schema(), pl.DataFrame(schema={one.name: one.polars_type for one in contract.inputs}))
     return DataFrameSchema(
         {
-            name: Column(checks=column.checks, nullable=True, required=False)
-            for column in declared.values()
-            for name in matching(frame, column, plain)
+            one.name: Column(
+                checks=[told[one.name].checks[place] for place in one.custom_places], nullable=True, required=False
+            )
+            for one in wanted
         }
     )
 
 
-def _require(values: pl.Series, check: Check, *, few: bool) -> None:
-    """Refuse a column by one check; null passes, since nulls are judged apart.
-
-    A comparison of Python's costs 0.1 us, one of Polars as much as 30 us and then next to nothing for each row.
-    """
-    compare = _COMPARISONS.get(check.name)
-    if compare is None:
-        passes = pl.select(_TEXTS[check.name](pl.lit(values).cast(pl.String), check.statistics)).to_series()
-    elif few:
-        for row, value in enumerate(values.to_list()):
-            if value is not None and not compare(value, check.statistics):
-                raise _refused(values.name, check, row, value)
-        return
-    else:
-        passes = pl.select(compare(pl.lit(values), check.statistics)).to_series()
-    if not passes.all():
-        row = int((~passes).arg_true()[0])
-        raise _refused(values.name, check, row, values[row])
+def _require_full(values: pl.Series) -> None:
+    empty = values.is_null() if values.null_count() else None
+    if empty is None and values.dtype.is_float() and values.is_nan().any():
+        empty = values.is_nan()
+    if empty is not None:
+        row = int(empty.arg_true()[0])
+        raise InvalidInput(f"row {row}, column '{values.name}': a value is needed", field=values.name, row=row)
 
 
-def _refused(name: str, check: Check, row: int, value: Any) -> InvalidInput:
-    told = ", ".join(f"{key} {one}" for key, one in check.statistics.items() if one is not None)
-    shown = value.item() if isinstance(value, np.generic) else value
+def _refused(verdict: Verdict, row: int, value: Any) -> InvalidInput:
+    told = _show({name: one for name, one in verdict.statistics.items() if one is not None}, 200)
     return InvalidInput(
-        f"row {row}, column '{name}': {_show(shown)} is refused by {check.name} ({told})", field=name, row=row
+        f"row {row}, column '{verdict.column}': {_show(value)} is refused by {verdict.name} ({told[1:-1]})",
+        field=verdict.column,
+        row=row,
     )
 
 
@@ -225,31 +233,79 @@ def _typed(name: str, values: Any, dtype: Any) -> pl.Series:
 
 def _cast(made: pl.Series, dtype: Any) -> pl.Series:
     """To another type, with null for each value that does not stand for one of it."""
+    if isinstance(made.dtype, pl.Categorical | pl.Enum):
+        made = made.cast(pl.String)
     if made.dtype == pl.String:
         return cast_text(made, dtype)
-    numbers = made.dtype.is_numeric() and dtype.is_numeric()
-    typed = made.cast(dtype, strict=False) if numbers else pl.Series(made.name, [None] * len(made), dtype)
-    if numbers and dtype.is_integer() and made.dtype.is_float():
-        typed = typed.set(made != made.floor(), None)
-    return typed
+    alike = made.dtype.is_numeric() and dtype.is_numeric()
+    if not alike and made.dtype.base_type() != dtype.base_type():
+        return pl.repeat(None, len(made), dtype=dtype, eager=True).alias(made.name)
+    if dtype.is_integer() and made.dtype.is_float():
+        made = made.set(made != made.floor(), None)
+    return made.cast(dtype, strict=False)
 
 
 def _series(name: str, values: Any, dtype: Any) -> pl.Series:
     """Values as JSON has them; of one kind, so that `true` is no number and a number no text."""
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         raise InvalidInput(f"column '{name}' is {_show(values)}, not a list of values", field=name)
-    allowed: tuple[type, ...] = (str,)
-    if dtype == pl.Boolean:
-        allowed = (bool,)
-    elif dtype.is_numeric():
-        allowed = (int, float)
+    native, kind, made_of = _ways(dtype)
+    if set(map(type, values)) <= {kind, type(None)}:
+        try:
+            return pl.Series(name, values, native)
+        except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError):
+            pass  # below, where the row is known
+    made = []
     for row, value in enumerate(values):
-        if value is not None and (not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed)):
-            raise _not_of(name, row, value, dtype)
-    try:
-        return pl.Series(name, values, dtype if dtype.is_float() or dtype == pl.Boolean else None, strict=False)
-    except (pl.exceptions.PolarsError, OverflowError, TypeError):
-        raise InvalidInput(f"column '{name}' has a value that is not {dtype}", field=name) from None
+        try:
+            made.append(None if value is None else made_of(value))
+        except (TypeError, ValueError, OverflowError):
+            raise _not_of(name, row, value, dtype) from None
+    return pl.Series(name, made, native)
+
+
+def _ways(dtype: Any) -> tuple[Any, type, Callable[[Any], Any]]:
+    """For a column's type: that of the series to build, Python's own, and what makes one of a value or raises."""
+    if dtype.is_integer():
+        return dtype, int, partial(_whole, *_limits(dtype))
+    if dtype.is_float():
+        return dtype, float, _real
+    return (dtype, bool, _truth) if dtype == pl.Boolean else (pl.String, str, _text)
+
+
+def _limits(dtype: Any) -> tuple[int, int]:
+    """The least and the greatest integer of a type."""
+    name = str(dtype)
+    bits = int(name.lstrip("UInt"))
+    return (0, 2**bits - 1) if name.startswith("U") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
+def _whole(least: int, greatest: int, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= greatest:
+        raise TypeError
+    whole = int(value)
+    if whole != value or not least <= whole <= greatest:
+        raise ValueError
+    return whole
+
+
+def _real(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError
+    return float(value)
+
+
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    value.encode()  # half a pair of surrogates is no text
+    return value
 
 
 def _flat(name: str, values: np.ndarray[Any, Any]) -> pl.Series:
@@ -260,58 +316,27 @@ def _flat(name: str, values: np.ndarray[Any, Any]) -> pl.Series:
         raise InvalidInput(
             f"'{name}' has the shape {list(values.shape)}; a column's is [rows] or [rows, 1]", field=name
         )
-    if values.dtype != object:
+    if values.dtype.kind in "biufU":
         return pl.Series(name, values)
+    if values.dtype.kind not in "OS":
+        raise InvalidInput(f"'{name}' is a tensor of {values.dtype}; send numbers, booleans or texts", field=name)
     try:
-        texts = [one.decode() if isinstance(one, bytes) else one for one in values]
+        texts = [one.decode() if isinstance(one, bytes) else one for one in values.tolist()]
         return pl.Series(name, texts, pl.String)
-    except (UnicodeDecodeError, TypeError):
-        raise InvalidInput(f"'{name}' has a text that is not UTF-8", field=name) from None
+    except (UnicodeError, TypeError):
+        raise InvalidInput(f"'{name}' has a value that is no text in UTF-8", field=name) from None
 
 
 def _not_of(name: str, row: int, value: object, dtype: Any) -> InvalidInput:
     return InvalidInput(f"row {row}, column '{name}': {_show(value)} is not {dtype}", field=name, row=row)
 
 
-def _in_range(value: Any, told: Mapping[str, Any]) -> Any:
-    low = value >= told["min_value"] if told["include_min"] else value > told["min_value"]
-    return low & (value <= told["max_value"] if told["include_max"] else value < told["max_value"])
+def _show(value: object, length: int = _SHOWN) -> str:
+    """A value in a sentence; one that is deep or long is cut before it is written out."""
+    text = _REPR.repr(value)
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
-def _is_in(value: Any, known: Sequence[Any]) -> Any:
-    if isinstance(value, pl.Expr):
-        return value.is_in(known)
-    return np.isin(value, known) if isinstance(value, np.ndarray) else value in known
-
-
-# As pandera's own functions for Polars have them; of a value of Python's, an array, or an expression.
-_COMPARISONS: Final[Mapping[str, Callable[[Any, Mapping[str, Any]], Any]]] = {
-    "equal_to": lambda value, told: value == told["value"],
-    "not_equal_to": lambda value, told: value != told["value"],
-    "greater_than": lambda value, told: value > told["min_value"],
-    "greater_than_or_equal_to": lambda value, told: value >= told["min_value"],
-    "less_than": lambda value, told: value < told["max_value"],
-    "less_than_or_equal_to": lambda value, told: value <= told["max_value"],
-    "in_range": _in_range,
-    "isin": lambda value, told: _is_in(value, told["allowed_values"]),
-    "notin": lambda value, told: _is_in(value, told["forbidden_values"]) == False,  # noqa: E712  of an array too
-}
-_TEXTS: Final[Mapping[str, Callable[[pl.Expr, Mapping[str, Any]], pl.Expr]]] = {
-    "str_startswith": lambda text, told: text.str.starts_with(told["string"]),
-    "str_endswith": lambda text, told: text.str.ends_with(told["string"]),
-    "str_matches": lambda text, told: text.str.contains("^" + told["pattern"].removeprefix("^")),
-    "str_contains": lambda text, told: text.str.contains(told["pattern"]),
-    "str_length": lambda text, told: _length(text.str.len_chars(), told),
-}
-
-
-def _length(length: pl.Expr, told: Mapping[str, Any]) -> pl.Expr:
-    low, high, exact = told.get("min_value"), told.get("max_value"), told.get("exact_value")
-    if exact is not None:
-        low = high = exact
-    return length.is_between(low or 0, 2**32 if high is None else high)
-
-
-def _show(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+_REPR: Final = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 200
+_REPR.maxlist = _REPR.maxdict = 20

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from mlops_assets.serving.contract import RawContract
 
 
-def in_shape(pixels: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def in_shape(pixels: Any, shape: tuple[int, ...], field: str = "input") -> NDArray[np.uint8]:
     """Pixels as uint8 (rows, *shape); whole numbers from 0 to 255 of another type are taken, a single channel may lack.
 
     Args:
         pixels: An array or nested lists.
         shape: Height, width and channels.
+        field: What the request calls them.
 
     Raises:
         InvalidInput: They are something else, or there are none.
@@ -34,21 +35,27 @@ def in_shape(pixels: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     try:
         given = np.asarray(pixels)
     except (ValueError, TypeError, OverflowError):
-        raise InvalidInput("the images of 'input' are not all of one shape", field="input") from None
+        raise InvalidInput(f"the images of '{field}' are not all of one shape", field=field) from None
     if given.shape[1:] == shape[:2] and shape[2] == 1:
         given = given[..., np.newaxis]
     if given.shape[1:] != shape:
         raise InvalidInput(
-            f"'input' has the shape {list(given.shape)}; an image's is [rows, {', '.join(map(str, shape))}] "
+            f"'{field}' has the shape {list(given.shape)}; an image's is [rows, {', '.join(map(str, shape))}] "
             "(height, width, channels)",
-            field="input",
+            field=field,
         )
     if not len(given):
-        raise InvalidInput("there are no images; send at least one", field="input")
+        raise InvalidInput("there are no images; send at least one", field=field)
     if given.dtype == np.uint8:
         return given
-    if given.dtype.kind not in "iuf" or not ((given >= 0) & (given <= 255) & (given == np.floor(given))).all():
-        raise InvalidInput("'input' has values that are not whole numbers from 0 to 255", field="input")
+    if given.dtype.kind not in "iuf":
+        raise InvalidInput(f"'{field}' has values that are not whole numbers from 0 to 255", field=field)
+    wrong = ~((given >= 0) & (given <= 255) & (given == np.floor(given))).reshape(len(given), -1).all(axis=1)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise InvalidInput(
+            f"row {row}: '{field}' has values that are not whole numbers from 0 to 255", field=field, row=row
+        )
     whole: NDArray[np.uint8] = given.astype(np.uint8)
     return whole
 
@@ -97,7 +104,7 @@ def from_records(rows: Sequence[Mapping[str, Any]], contract: RawContract) -> ND
                 row=row,
             )
     if "pixels" in rows[0]:
-        return in_shape([given["pixels"] for given in rows], contract.image_shape)
+        return in_shape([given["pixels"] for given in rows], contract.image_shape, "pixels")
     return decoded([_file(given["file"], row) for row, given in enumerate(rows)], contract)
 
 

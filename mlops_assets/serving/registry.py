@@ -85,9 +85,7 @@ class Embedded:
         self._artifacts = home / "mlflow" / "artifacts"
 
     def behind(self, aliases: Mapping[str, str]) -> dict[str, Registered]:
-        """As `Registry` has it; a home without a database has no versions."""
-        if not self._database.exists():
-            return {}
+        """As `Registry` has it."""
         rows = self._rows(
             "SELECT a.name, a.alias, a.version, v.run_id FROM registered_model_aliases a"
             " JOIN model_versions v USING (workspace, name, version)"
@@ -95,7 +93,7 @@ class Embedded:
         return {
             name: Registered(int(version), run_id or "")
             for name, alias, version, run_id in rows
-            if aliases.get(name) == alias.lower()
+            if alias.lower() == aliases.get(name)
         }
 
     def tags(self, name: str, version: int) -> dict[str, str]:
@@ -121,6 +119,8 @@ class Embedded:
             raise RegistryUnknown(f"{file} cannot be read ({error.strerror}); `mlops doctor` tells more") from None
 
     def _rows(self, query: str, *values: Any) -> list[Any]:
+        if not self._database.exists():
+            raise RegistryUnknown(f"{self._database} does not exist; `mlops run NAME` makes it, with a first champion")
         try:
             uri = f"{self._database.as_uri()}?mode=ro"
             with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=5)) as connection:
@@ -139,6 +139,7 @@ class Server:
     def __init__(self, url: str) -> None:
         self._url = url
         self._client = watch.client(url)
+        self._runs: dict[tuple[str, int], str] = {}
 
     def behind(self, aliases: Mapping[str, str]) -> dict[str, Registered]:
         """As `Registry` has it."""
@@ -147,12 +148,12 @@ class Server:
                 model["name"]: int(alias["version"])
                 for model in watch.models(self._client)
                 for alias in model.get("aliases", [])
-                if aliases.get(model["name"]) == alias["alias"].lower()
+                if alias["alias"].lower() == aliases.get(model["name"])
             }
-            return {
-                name: Registered(version, self._version(name, version).get("run_id", ""))
-                for name, version in found.items()
-            }
+            for name, version in found.items():
+                if (name, version) not in self._runs:
+                    self._runs[name, version] = self._version(name, version).get("run_id", "")
+            return {name: Registered(version, self._runs[name, version]) for name, version in found.items()}
 
     def tags(self, name: str, version: int) -> dict[str, str]:
         """As `Registry` has it."""

@@ -7,8 +7,11 @@ one gets answers of one version, whatever moves meanwhile.
 
 from __future__ import annotations
 
+import itertools
 import time
+import weakref
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -16,12 +19,13 @@ import numpy as np
 import polars as pl
 
 from mlops_assets.errors import MlopsError
-from mlops_assets.functions import FunctionError, call, load_function
+from mlops_assets.functions import FunctionError, call, forget, load_function
 from mlops_assets.serving import CONTRACT, MODEL
 from mlops_assets.serving.checks import Checks, InvalidInput
 from mlops_assets.serving.contract import SOURCE, Contract
+from mlops_assets.serving.features import FeaturesError, image_features, table_features
 from mlops_assets.serving.images import decoded, from_records, in_shape
-from mlops_assets.serving.pointer import Pointer
+from mlops_assets.serving.pointer import Pointer, damage
 from mlops_assets.training.predict import PredictError, Predictor
 
 if TYPE_CHECKING:
@@ -34,6 +38,9 @@ Batch = Any
 
 TOLERANCE: Final = 1e-3
 """How far a probability may be from the one in training; another build of ONNX Runtime is off by some 1e-6."""
+
+
+_NUMBERS = itertools.count()
 
 
 class SlotError(MlopsError):
@@ -79,10 +86,12 @@ class Slot:
         told = pointer.accuracy
         self.accuracy = (told.estimate, told.lower, told.upper) if told else None
         self.contract = contract
-        self.package = f"mlops_served_{pointer.key}"
+        # Of this slot alone: another of the same version may come while this one answers, and go after it.
+        self.package = f"mlops_served_{pointer.key}_{next(_NUMBERS)}"
+        weakref.finalize(self, forget, self.package).atexit = False
         self.row_seconds = 0.0
         self._classes = np.array(contract.classes, dtype=object)
-        self._key_type = getattr(pl, contract.key_type, pl.String)
+        self._columns = [one.name for one in contract.inputs if one.required]
         try:
             self._features = self._function("features")
             self._checks = Checks(contract, self._schema)
@@ -104,13 +113,9 @@ class Slot:
             Unservable: Its contract says that it cannot answer single rows.
             SlotError: It cannot be loaded, or it answers otherwise.
         """
-        place = folder / CONTRACT
-        try:
-            contract = Contract.read(place.read_bytes(), str(place))
-        except OSError as error:
-            raise SlotError(
-                f"{place} cannot be read ({error.strerror}); delete {folder} to have it made again"
-            ) from None
+        if problem := damage(folder, pointer.key):
+            raise SlotError(f"{problem}; delete {folder}, and `mlops serve` makes it again at its start")
+        contract = Contract.read((folder / CONTRACT).read_bytes(), str(folder / CONTRACT))
         if contract.unservable:
             raise Unservable(f"version {pointer.version} of {pointer.pipeline} cannot be served: {contract.unservable}")
         slot = cls(folder, pointer, contract, threads=threads)
@@ -185,9 +190,9 @@ class Slot:
         """
         try:
             if self.contract.kind == "images":
-                return self._image_features(batch)
+                return image_features(partial(call, self._features), batch, self.contract.shape)
             return self._table_features(batch)
-        except FunctionError as error:
+        except (FunctionError, FeaturesError) as error:
             raise InvalidInput(f"the features of these rows cannot be computed: {error}") from error
 
     def probabilities(self, x: NDArray[np.float32 | np.uint8]) -> NDArray[np.float32]:
@@ -214,31 +219,25 @@ class Slot:
         return Answer(self._classes[probabilities.argmax(axis=1)].tolist(), probabilities)
 
     def _table_features(self, frame: pl.DataFrame) -> NDArray[np.float32]:
-        contract, rows = self.contract, frame.height
-        keys = pl.Series(contract.key, range(rows), pl.Int64).cast(self._key_type, strict=False)
-        target = pl.Series(contract.target, [None], pl.String).new_from_index(0, rows)
-        made = call(self._features, frame.hstack([keys, target]))
-        if made.height != rows:
-            raise InvalidInput(f"the features function made {made.height} rows of {rows}")
-        chosen = made[list(contract.features)]
-        # the same rounding, and a tenth of the time for a few rows
-        floats = all(dtype.is_float() for dtype in chosen.dtypes)
-        x = chosen.to_numpy().astype(np.float32) if floats else chosen.cast(pl.Float32).to_numpy()
+        contract = self.contract
+        x = table_features(
+            partial(call, self._features),
+            frame,
+            columns=self._columns,
+            key=contract.key,
+            key_type=contract.key_type,
+            target=contract.target,
+            features=contract.features,
+        )
         finite = np.isfinite(x)
         if not finite.all():
             row, column = (int(one) for one in np.argwhere(~finite)[0])
             name = contract.features[column]
             raise InvalidInput(f"row {row}: feature '{name}' is {x[row, column]}, not a finite number", row=row)
-        return np.ascontiguousarray(x)
-
-    def _image_features(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        made = np.ascontiguousarray(call(self._features, images))
-        if made.dtype != np.uint8 or made.shape != (len(images), *self.contract.shape):
-            raise InvalidInput(f"the features function made {made.dtype} {made.shape} of {images.shape}")
-        return made
+        return x
 
     def _function(self, kind: str) -> Any:
-        return load_function(self.contract.functions[kind], self.folder / SOURCE / self.pipeline, self.package)
+        return load_function(self.contract.functions[kind], self.folder / SOURCE / self.contract.pipeline, self.package)
 
     def _schema(self) -> DataFrameSchema:
         schema: DataFrameSchema = call(self._function("schema"))

@@ -7,17 +7,22 @@ what a version does (`slot.py`).
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 from mlops_assets.errors import MlopsError
-from mlops_assets.functions import forget
 from mlops_assets.serving.pointer import POINTER, Pointer, read_pointer, serving_folder
 from mlops_assets.serving.slot import Slot
 
 log = logging.getLogger("mlops_assets")
 
 Stamp = tuple[int, int, int]
+
+AGAIN_SECONDS: Final = 5.0
+"""How long after a failure a version is tried again: memory or a file that was missing may be there by then."""
 
 
 class NotServed(MlopsError):
@@ -46,6 +51,7 @@ class Slots:
         self._slots: dict[str, Slot] = {}
         self._seen: dict[str, Stamp] = {}
         self._pointers: dict[str, Pointer] = {}
+        self._again: dict[str, float] = {}
         self.problems: dict[str, str] = {}
 
     def __getitem__(self, name: str) -> Slot:
@@ -83,7 +89,7 @@ class Slots:
             except OSError:
                 continue  # replaced or removed in between; the next look tells
             stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
-            if self._seen.get(name) != stamp:
+            if self._seen.get(name) != stamp or time.monotonic() > self._again.get(name, math.inf):
                 self._seen[name] = stamp
                 self._follow(name, path)
         for name in self._seen.keys() - found:
@@ -92,6 +98,7 @@ class Slots:
     def _follow(self, name: str, path: Path) -> None:
         """Load what a pointer says, unless only its remarks are new."""
         before = self._slots.get(name)
+        self._again.pop(name, None)
         try:
             pointer = read_pointer(path)
             if pointer is None:
@@ -99,27 +106,25 @@ class Slots:
             if pointer.key and (before is None or not _same_slot(self._pointers[name], pointer)):
                 slot = Slot.load(path.parent / pointer.key, pointer, threads=self._threads)
                 self._pointers[name], self._slots[name] = pointer, slot
-                self._freed(before, slot)
-        except MlopsError as error:
-            self.problems[name] = str(error)
-            kept = f"; version {before.version} goes on answering" if before else ""
-            log.warning("%s: %s%s", name, error, kept)
+                log.info("%s: version %d answers", name, slot.version)
+                if self._on_swap is not None:
+                    self._on_swap(before, slot)
+        except Exception as error:  # noqa: BLE001  whatever keeps a version from loading must not end the process
+            said = str(error) if isinstance(error, MlopsError) else f"{type(error).__name__}: {error}"
+            self._again[name] = time.monotonic() + AGAIN_SECONDS
+            if self.problems.get(name) != said:
+                kept = f"; version {before.version} goes on answering" if before else ""
+                log.warning("%s: %s%s", name, said, kept)
+            self.problems[name] = said
             return
         if pointer.problem:
             self.problems[name] = pointer.problem
         else:
             self.problems.pop(name, None)
 
-    def _freed(self, before: Slot | None, slot: Slot) -> None:
-        log.info("%s: version %d answers", slot.pipeline, slot.version)
-        if before is not None and before.package not in {one.package for one in self._slots.values()}:
-            forget(before.package)
-        if self._on_swap is not None:
-            self._on_swap(before, slot)
-
     def _drop(self, name: str) -> None:
         """A pipeline whose pointer is gone has no champion any more."""
-        for known in (self._seen, self._slots, self._pointers, self.problems):
+        for known in (self._seen, self._slots, self._pointers, self._again, self.problems):
             known.pop(name, None)
 
 

@@ -22,6 +22,7 @@ from mlops_assets.serving.contract import ContractError
 from mlops_assets.serving.pointer import (
     Accuracy,
     Pointer,
+    damage,
     pointer_file,
     read_pointer,
     serving_folder,
@@ -32,6 +33,7 @@ from mlops_assets.serving.pointer import (
 from mlops_assets.serving.registry import Registered, Registry, registry_of
 from mlops_assets.serving.slot import Slot
 from mlops_assets.settings import Settings
+from mlops_assets.spec import SPEC_FILE
 from mlops_assets.tracking import tags as keys
 
 log = logging.getLogger("mlops_assets")
@@ -59,8 +61,9 @@ class Watcher:
 
     def __init__(self, home: Path, registry: Registry, folders: Callable[[], list[Path]] = pipeline_folders) -> None:
         self._home, self._registry, self._folders = home, registry, folders
-        self._pipelines: dict[Path, tuple[int, Pipeline]] = {}
-        self._done: dict[str, tuple[Registered | None, Pipeline]] = {}
+        self._pipelines: dict[Path, tuple[int, Pipeline | None]] = {}
+        self._done: dict[str, tuple[Registered | None, Pipeline, int]] = {}
+        self._failed: dict[str, tuple[Registered | None, Pipeline]] = {}
         self._again: dict[str, float] = {}
         self._outage = ""
 
@@ -80,15 +83,18 @@ class Watcher:
         self._outage = ""
         for name, pipeline in pipelines.items():
             wanted = found.get(pipeline.model_name)
-            if self._done.get(name) == (wanted, pipeline) or time.monotonic() < self._again.get(name, 0.0):
+            path = pointer_file(self._home, name)
+            if self._done.get(name) == (wanted, pipeline, _changed(path)):
+                continue
+            if self._failed.get(name) == (wanted, pipeline) and time.monotonic() < self._again[name]:
                 continue
             try:
                 self._move(pipeline, wanted)
-                self._done[name] = wanted, pipeline
-                self._again.pop(name, None)
-            except (MlopsError, OSError) as error:
-                self._again[name] = time.monotonic() + AGAIN_SECONDS
-                self._tell(pipeline, wanted, str(error))
+                self._done[name] = wanted, pipeline, _changed(path)
+                self._failed.pop(name, None)
+            except Exception as error:  # noqa: BLE001  whatever it is, the other pipelines are followed
+                self._failed[name], self._again[name] = (wanted, pipeline), time.monotonic() + AGAIN_SECONDS
+                self._tell(pipeline, wanted, str(error) if isinstance(error, MlopsError) else repr(error))
 
     def _move(self, pipeline: Pipeline, wanted: Registered | None) -> None:
         path = pointer_file(self._home, pipeline.name)
@@ -104,7 +110,8 @@ class Watcher:
         if pointer != before:
             write_pointer(self._home, pointer)
             log.info("%s: version %d is to answer", pipeline.name, pointer.version)
-        tidy(self._home, pipeline.name, pointer.key)
+        with suppress(OSError):
+            tidy(self._home, pipeline.name, pointer.key)
 
     def _tell(self, pipeline: Pipeline, wanted: Registered | None, problem: str) -> None:
         """Leave the reason where workers and people find it; the version that answers stays."""
@@ -121,17 +128,16 @@ class Watcher:
 
     def _load(self, folder: Path) -> Pipeline | None:
         """A pipeline as its file is now; one that cannot be read stays what it was."""
-        known = self._pipelines.get(folder)
+        known, stamp = self._pipelines.get(folder), _changed(folder / SPEC_FILE)
+        if known is not None and known[0] == stamp:
+            return known[1]
         try:
-            stamp = (folder / "defs.yaml").stat().st_mtime_ns
-            if known is None or known[0] != stamp:
-                known = self._pipelines[folder] = stamp, Pipeline.load(folder)
-        except (MlopsError, OSError) as error:
-            if known is None:
-                return None
-            log.warning("%s stays as it was: %s", folder.name, error)
-            self._pipelines[folder] = stamp, known[1]
-        return known[1]
+            pipeline: Pipeline | None = Pipeline.load(folder)
+        except MlopsError as error:
+            pipeline = known[1] if known is not None else None
+            log.warning("%s %s: %s", folder.name, "stays as it was" if pipeline else "is not followed", error)
+        self._pipelines[folder] = stamp, pipeline
+        return pipeline
 
 
 def fetched(home: Path, registry: Registry, pipeline: Pipeline, wanted: Registered) -> tuple[Path, Pointer]:
@@ -149,7 +155,7 @@ def fetched(home: Path, registry: Registry, pipeline: Pipeline, wanted: Register
         )
     key = tags[keys.CONTRACT][:32]
     folder = serving_folder(home) / pipeline.name / key
-    if not folder.is_dir():
+    if damage(folder, key):
         contract = registry.artifact(wanted.run_id, CONTRACT_ARTIFACT)
         if hashlib.sha256(contract).hexdigest() != tags[keys.CONTRACT]:
             raise ContractError(f"the contract of version {wanted.version} of {name} is damaged in MLflow's files")
@@ -187,6 +193,14 @@ def champion_slot(here: Settings, pipeline: Pipeline | str, *, threads: int = 1)
         raise NoChampion(f"{name} has no champion yet (no version has the alias '{alias}'); run `mlops run {name}`")
     folder, pointer = fetched(here.home, registry, pipeline, wanted)
     return Slot.load(folder, pointer, threads=threads)
+
+
+def _changed(path: Path) -> int:
+    """When a file was last written, in nanoseconds; 0 where there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _accuracy(told: list[float | None]) -> Accuracy | None:

@@ -49,10 +49,15 @@ class Hub:
                 del self.files[value["path"]]
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: Any) -> None:
+        """A client that was killed hears no answer."""
+
+
 @contextmanager
 def hub_server() -> Iterator[Hub]:
     hub = Hub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
+    server = _Server(("127.0.0.1", 0), _handler(hub))
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -96,6 +101,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             assert step == "commit", self.path
             hub.committing.set()
             hub.hold.wait()
+            if step in hub.fail:
+                return self.tell(hub.fail[step], {"error": "so it is"})
             lines = [json.loads(line) for line in body.splitlines()]
             if lines[0]["value"].get("parentCommit") != hub.head:
                 return self.tell(412, {"error": "the head has moved"})

@@ -29,6 +29,8 @@ print(json.dumps([texts, [name for name in ("dagster", "polars", "torch", "mlflo
 
 COMMANDS = [
     *([name] for name in ("demo", "up", "status", "run", "new", "doctor", "env")),
+    *([name] for name in ("serve", "predict", "export", "deploy", "playground", "stream")),
+    ["data", "incoming"],
     *(["data", name] for name in ("fsck", "growth", "cleanup")),
     *(["store", name] for name in ("ls", "verify", "gc")),
     *(["data", name] for name in ("import", "commit", "log", "diff", "show", "branches", "branch", "merge")),

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlops_assets.serving.config import ServingSpec
 from mlops_assets.serving.contract import Contract, RawContract, key_of
 from mlops_assets.serving.pointer import Accuracy, Pointer, unpack, write_pointer
 from mlops_assets.serving.slot import Slot
-from mlops_assets.spec import ServingSpec
 
 TABLE_CLASSES = ("setosa", "versicolor", "virginica")
 TABLE_SAMPLE = (

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from mlops_assets.serving.batcher import Batcher, QueueFull
 from mlops_assets.serving.checks import InvalidInput
+from mlops_assets.serving.config import ServingSpec
 from mlops_assets.serving.metrics import Metrics
 from mlops_assets.serving.slot import Slot
-from mlops_assets.spec import ServingSpec
 from mlops_assets_tests.serving.made import loaded, publish_table
 from mlops_assets_tests.serving.test_metrics import value
 
