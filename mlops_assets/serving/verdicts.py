@@ -52,7 +52,8 @@ class Verdict:
 
     def refuses_array(self, values: NDArray[Any]) -> int | None:
         """The first of some finite numbers that is refused, or None."""
-        passes = _COMPARISONS[self.name](values, self.statistics)
+        with np.errstate(over="ignore"):  # of a limit beyond Float32, which then is infinite, as it is to Polars
+            passes = _COMPARISONS[self.name](values, self.statistics)
         return None if passes.all() else int(passes.argmin())
 
 

@@ -8,10 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlops_assets.registry.aliases import register
 from mlops_assets.serving.config import ServingSpec
 from mlops_assets.serving.contract import Contract, RawContract, key_of
 from mlops_assets.serving.pointer import Accuracy, Pointer, unpack, write_pointer
 from mlops_assets.serving.slot import Slot
+from mlops_assets.serving.watcher import CONTRACT_ARTIFACT, MODEL_ARTIFACT
+from mlops_assets.tracking import tags as keys
+from mlops_assets.tracking.runs import Tracking
 
 TABLE_CLASSES = ("setosa", "versicolor", "virginica")
 TABLE_SAMPLE = (
@@ -240,3 +244,35 @@ def _trained(
         answers=(shares / shares.sum(axis=1, keepdims=True)).tolist(),
     )
     return contract, model
+
+
+def register_version(
+    tracking: Tracking, folder: Path, contract: Contract, model: bytes, *, tags: dict[str, str] | None = None
+) -> int:
+    """Register a version of a contract's pipeline, with the files and tags that a training leaves.
+
+    Args:
+        tracking: Where.
+        folder: An empty folder, or one that an earlier call had.
+        contract: Its contract.
+        model: Its ONNX file.
+        tags: Instead of those that a training sets.
+    """
+    files = folder / "logged"
+    files.mkdir(exist_ok=True)
+    (files / "MLmodel").write_text("flavors: {}\n")
+    data = contract.to_bytes()
+    with tracking.training_run(experiment=contract.pipeline, name="fit", params={}, tags={}) as run:
+        logged = tracking.client.create_logged_model(run.experiment_id, "model", run.run_id)
+        tracking.client.log_model_artifacts(logged.model_id, str(files))
+        run.log_artifact(MODEL_ARTIFACT, model)
+        run.log_artifact(CONTRACT_ARTIFACT, data)
+    told = {"test_accuracy": 0.9, "test_accuracy_lower": 0.8, "test_accuracy_upper": 0.95}
+    tracking.log_evaluation(run.run_id, metrics=told, tags={}, artifacts={})
+    if tags is None:
+        tags = {
+            keys.CONTRACT: hashlib.sha256(data).hexdigest(),
+            keys.MODEL_DIGEST: contract.onnx[:32],
+            keys.RECIPE: "r",
+        }
+    return register(tracking, name=contract.pipeline, model_uri=logged.model_uri, tags=tags).number
