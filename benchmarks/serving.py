@@ -1,7 +1,8 @@
 """`serving`: one worker of the model server against `mlflow models serve` and the bare ONNX Runtime, by one client.
 
 A small convolutional network over images of 32 x 32 pixels (207,000 parameters, a third of a millisecond), one image a
-request unless eight are said, one CPU thread for each model. The bare loop takes one image after the other. The client is h2load (of nghttp2) for all of them; the same images give the same answers everywhere, which is checked first.
+request unless eight are said, one CPU thread for each model. The bare loop takes one image after the other. The client
+is h2load (of nghttp2) for all of them; the same images give the same answers everywhere, which is checked first.
 """
 
 from __future__ import annotations

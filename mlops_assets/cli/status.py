@@ -45,18 +45,32 @@ def _table(folders: list[Path], here: Settings, instance: dg.DagsterInstance) ->
 
     names = [folder.name for folder in folders]
     champions, runs = all_champion_facts(instance, names), last_runs(instance, names)
-    running = active_runs(instance, names)
+    running, served = active_runs(instance, names), _served(here)
     table = Table("pipeline", "data", "state", "champion", "accuracy", "last run")
     for name, now in assess(folders, here.repository, instance).items():
         facts, run = champions.get(name), runs.get(name)
         table.add_row(
             f"[bold]{name}[/bold]",
             *_state(now, running.get(name)),
-            f"version {facts.version}" if facts and facts.version else "none",
+            (f"version {facts.version}" if facts and facts.version else "none") + served.get(name, ""),
             escape(facts.figures) if facts else "",
             f"{run.run_id[:8]} {run.status.value.lower()}" if run else "none",
         )
     return table
+
+
+def _served(here: Settings) -> dict[str, str]:
+    """By pipeline, what the model server says that it answers with; nothing when none is up."""
+    import httpx
+
+    try:
+        told = httpx.get(f"{here.serve_url}/health", timeout=2, trust_env=False).json()["pipelines"]
+        return {
+            name: f"\n[dim]version {one['version']} answers[/dim]" if "version" in one else "\n[red]not served[/red]"
+            for name, one in told.items()
+        }
+    except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError):
+        return {}  # none is up, or something else listens there
 
 
 def _state(now: Assessment | MlopsError, running: dg.DagsterRun | None) -> tuple[str, str]:

@@ -168,11 +168,13 @@ class Server:
 
     def artifact(self, run_id: str, path: str) -> bytes:
         """As `Registry` has it."""
+        import httpx
+
         with watch.reaching(self._url):
-            told = self._client.get(
-                "/get-artifact", params={"path": path, "run_id": run_id}, timeout=ARTIFACT_SECONDS
-            ).raise_for_status()
-            return told.content
+            told = self._client.get("/get-artifact", params={"path": path, "run_id": run_id}, timeout=ARTIFACT_SECONDS)
+            if told.status_code == httpx.codes.NOT_FOUND:
+                raise RegistryUnknown(f"run {run_id} has no file {path} at {self._url}; promote another version")
+            return told.raise_for_status().content
 
     def _version(self, name: str, version: int) -> Mapping[str, Any]:
         told = watch.ask(self._client, "model-versions/get", name=name, version=str(version))
