@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -39,13 +40,15 @@ WIDTH = 1500
 def main() -> None:
     """Run the demo, start the servers, and take each page."""
     with tempfile.TemporaryDirectory() as folder:
-        dagster, mlflow = free_ports()
+        dagster, mlflow, serve, grpc = free_ports(4)
         home = Path(folder, "home")
         environment = {
             **os.environ,
             "MLOPS_HOME": str(home),
             "MLOPS_DAGSTER_PORT": str(dagster),
             "MLOPS_MLFLOW_PORT": str(mlflow),
+            "MLOPS_SERVE_PORT": str(serve),
+            "MLOPS_GRPC_PORT": str(grpc),
         }
         told = subprocess.run([MLOPS, "demo"], env=environment, check=True, capture_output=True, text=True).stdout
         run = [line.split()[-1] for line in told.splitlines() if "MLflow run http" in line][-1]
@@ -89,12 +92,13 @@ def wait_for(address: str, seconds: float = 90) -> None:
             time.sleep(0.5)
 
 
-def free_ports() -> tuple[int, int]:
-    """Two ports that nobody listens on."""
-    with socket.socket() as one, socket.socket() as two:
-        for each in (one, two):
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on."""
+    with ExitStack() as stack:
+        bound = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in bound:
             each.bind(("127.0.0.1", 0))
-        return one.getsockname()[1], two.getsockname()[1]
+        return [each.getsockname()[1] for each in bound]
 
 
 if __name__ == "__main__":

@@ -29,8 +29,13 @@ def ports(look: Examination) -> Iterator[Finding]:
     from mlops_assets.services import ServiceError, require_free_port
 
     here = look.here
-    ours = holders([here.home / "up.lock"]).get(here.home / "up.lock")
-    served = [("Dagster's port", here.dagster_port, "MLOPS_DAGSTER_PORT")]
+    locked = [here.home / name for name in ("up.lock", "serve.lock")]
+    ours = set(holders(locked).values())
+    served = [
+        ("Dagster's port", here.dagster_port, "MLOPS_DAGSTER_PORT"),
+        ("the model server's port", here.serve_port, "MLOPS_SERVE_PORT"),
+        ("the model server's gRPC port", here.grpc_port, "MLOPS_GRPC_PORT"),
+    ]
     if not here.mlflow_tracking_uri:
         served.append(("MLflow's port", here.mlflow_port, "MLOPS_MLFLOW_PORT"))
     for check, port, variable in served:
@@ -38,8 +43,8 @@ def ports(look: Examination) -> Iterator[Finding]:
             require_free_port(here.host, port, variable)
         except ServiceError as error:
             process = _listener(port)
-            if process and ours in {process.pid, *(parent.pid for parent in process.parents())}:
-                yield Finding(check, "ok", f"{port}: taken by `mlops up` (process {ours})")
+            if process and (own := ours & {process.pid, *(parent.pid for parent in process.parents())}):
+                yield Finding(check, "ok", f"{port}: taken by this platform (process {min(own)})")
                 continue
             who = f"{port} is taken by {_named(process.pid)}" if process else str(error).partition(";")[0]
             yield Finding(check, "warning", who, f"stop it, or set {variable}, before `mlops up`")

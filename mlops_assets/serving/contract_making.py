@@ -241,7 +241,7 @@ def _some_rows(frame: pl.DataFrame, made: pl.DataFrame, key: str, target: str) -
 def _compute(
     function: Callable[[pl.DataFrame], Any], known: Mapping[str, Any], rows: pl.DataFrame, columns: Sequence[str]
 ) -> NDArray[np.float32]:
-    return table_features(function, rows, columns=columns, **known)
+    return table_features(function, rows, columns=list(columns), **known)
 
 
 def _why_not_by_row(compute: Compute, rows: pl.DataFrame, columns: Sequence[str], wanted: NDArray[np.float32]) -> str:

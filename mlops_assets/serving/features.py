@@ -7,7 +7,7 @@ given, and what is taken of its answer. Not here: which rows those are (`slot.py
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import polars as pl
@@ -26,7 +26,7 @@ def table_features(
     function: Callable[[pl.DataFrame], Any],
     rows: pl.DataFrame,
     *,
-    columns: Sequence[str],
+    columns: list[str],
     key: str,
     key_type: str,
     target: str,
@@ -51,24 +51,41 @@ def table_features(
     """
     numbers = pl.int_range(rows.height, eager=True).alias(key).cast(getattr(pl, key_type))
     absent = pl.Series(target, [None], pl.String).new_from_index(0, rows.height)
-    made = function(pl.DataFrame([*(rows[name] for name in columns), numbers, absent]))
+    given = rows if rows.columns == columns else rows[columns]
+    made = function(given.hstack([numbers, absent]))
     if not isinstance(made, pl.DataFrame):
         raise FeaturesError(f"the features function made {type(made).__name__}, not a polars.DataFrame")
-    if lost := [name for name in (key, *features) if name not in made.columns]:
-        raise FeaturesError(f"the features function made no column '{lost[0]}' of these rows")
+    if not {key, *features} <= (there := set(made.columns)):
+        lost = next(name for name in (key, *features) if name not in there)
+        raise FeaturesError(f"the features function made no column '{lost}' of these rows")
     if made.height != rows.height:
         raise FeaturesError(f"the features function made {made.height} rows of {rows.height}")
-    given = made[key].cast(pl.Int64, strict=False)
-    if not np.array_equal(given.to_numpy(), np.arange(made.height)):
-        order = given.arg_sort()
-        if given[order].to_list() != list(range(made.height)):
-            raise FeaturesError("the features function gave these rows other keys")
-        made = made[order]
+    if made.height > 1:
+        made = _in_order(made, key)
     chosen = made[list(features)]
     # the same rounding, and a tenth of the time for a few rows
-    floats = all(dtype.is_float() for dtype in chosen.dtypes)
-    x = chosen.to_numpy().astype(np.float32) if floats else chosen.cast(pl.Float32).to_numpy()
+    exact = _EXACT.issuperset(chosen.dtypes)
+    x = chosen.to_numpy().astype(np.float32) if exact else chosen.cast(pl.Float32).to_numpy()
     return np.ascontiguousarray(x)
+
+
+_EXACT: Final = frozenset({pl.Int8, pl.Int16, pl.Int32, pl.UInt8, pl.UInt16, pl.UInt32, pl.Float32, pl.Float64})
+"""Types whose values a float64 holds, so that a table of them may pass through it."""
+
+
+def _in_order(made: pl.DataFrame, key: str) -> pl.DataFrame:
+    """Rows by their numbers.
+
+    Raises:
+        FeaturesError: They have others.
+    """
+    numbers = made[key].cast(pl.Int64, strict=False)
+    if np.array_equal(numbers.to_numpy(), np.arange(made.height)):
+        return made
+    order = numbers.arg_sort()
+    if numbers[order].to_list() != list(range(made.height)):
+        raise FeaturesError("the features function gave these rows other keys")
+    return made[order]
 
 
 def image_features(

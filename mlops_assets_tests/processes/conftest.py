@@ -19,12 +19,14 @@ def project(store_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     copy_package(root)
     shutil.copytree(store_template, home)
     monkeypatch.setenv("DAGSTER_HOME", str(home / "dagster"))
-    dagster_port, mlflow_port = free_ports(2)
+    dagster_port, mlflow_port, serve_port, grpc_port = free_ports(4)
     environment = {name: value for name, value in os.environ.items() if name != "DAGSTER_HOME"} | {
         "PYTHONPATH": str(root),
         "MLOPS_HOME": str(home),
         "MLOPS_DAGSTER_PORT": str(dagster_port),
         "MLOPS_MLFLOW_PORT": str(mlflow_port),
+        "MLOPS_SERVE_PORT": str(serve_port),
+        "MLOPS_GRPC_PORT": str(grpc_port),
     }
     made = Project(root, home, environment)
     made.edit("defs.yaml", "epochs: 200", f"epochs: {EPOCHS}")

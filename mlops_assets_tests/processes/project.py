@@ -115,6 +115,15 @@ class Project:
         self.started.append(process)
         return process
 
+    @property
+    def serve_url(self) -> str:
+        return f"http://127.0.0.1:{self.environment['MLOPS_SERVE_PORT']}"
+
+    def serves(self, version: int) -> bool:
+        """Whether the model server answers with a version of iris."""
+        told = httpx.get(f"{self.serve_url}/health", timeout=5, trust_env=False).json()
+        return told["pipelines"].get("iris", {}).get("version") == version
+
     def up(self) -> "subprocess.Popen[bytes]":
         """`mlops up`, answering; started as a shell without a terminal starts `mlops up &`: Ctrl-C is ignored."""
         process = self.start("sh", "-c", 'trap "" INT; exec "$0" up', script("mlops"))
@@ -182,7 +191,7 @@ class Project:
         return champion_facts(self.instance, "iris")
 
     def made(self) -> dict[str, int]:
-        """How often each stage was materialized."""
+        """How often each stage up to the champion was materialized."""
         return {
             stage: len(
                 self.instance.fetch_materializations(

@@ -39,6 +39,7 @@ def test_up_follows_data_and_code_until_ctrl_c(project: Project, record_property
     project.wait_until_settled()
     assert project.mlflow_statuses() == [("parent", "FINISHED"), ("model", "FINISHED")]
     assert project.made() == {"dataset": 1, "features": 1, "model": 1, "evaluation": 1, "champion": 1}
+    assert project.serves(1)
 
     second = project.mlops("up")
     assert second.returncode == 1
@@ -114,7 +115,7 @@ def webservers(pid: int) -> list[psutil.Process]:
 
 
 def test_a_taken_port_is_one_sentence(project: Project) -> None:
-    for name in ("MLOPS_DAGSTER_PORT", "MLOPS_MLFLOW_PORT"):
+    for name in ("MLOPS_DAGSTER_PORT", "MLOPS_MLFLOW_PORT", "MLOPS_SERVE_PORT", "MLOPS_GRPC_PORT"):
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
             done = project.mlops("up", **{name: str(port)})

@@ -364,6 +364,7 @@ def test_personal_values_never_reach_the_contract() -> None:
     assert np.isfinite(x).all()
 
 
+@pytest.mark.slow
 def test_equal_inputs_give_equal_bytes_in_every_process() -> None:
     script = (
         "import polars as pl, pandera.polars as pa\n"

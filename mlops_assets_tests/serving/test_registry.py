@@ -87,7 +87,7 @@ def test_another_kind_of_server_is_one_sentence(body: bytes) -> None:
             pass
 
     with HTTPServer(("127.0.0.1", 0), Other) as server:
-        thread = Thread(target=server.serve_forever)
+        thread = Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         registry = Server(f"http://127.0.0.1:{server.server_port}")
         try:

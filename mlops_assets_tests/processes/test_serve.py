@@ -1,0 +1,87 @@
+"""`mlops serve` as users have it: champions answer, moves are followed, and what dies leaves nothing behind."""
+
+import signal
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from mlops_assets_tests.processes.project import Project, is_answering, script, send
+
+pytestmark = pytest.mark.slow
+
+ROW = {"sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}
+
+
+def answer(project: Project) -> httpx.Response:
+    return httpx.post(f"{project.serve_url}/models/iris/predict", json={"rows": [ROW]}, timeout=30, trust_env=False)
+
+
+def workers(pid: int) -> list[psutil.Process]:
+    return [one for one in psutil.Process(pid).children() if "mlops_assets.serving.worker" in one.cmdline()]
+
+
+@pytest.mark.timeout(300)
+def test_a_champion_answers_and_its_moves_are_followed(project: Project, tmp_path: Path) -> None:
+    done = project.mlops("run", "iris")
+    assert done.returncode == 0, done.stderr
+    server = project.start(script("mlops"), "serve", "--workers", "2")
+    done = project.mlops("predict", "iris", "--sample", "2")
+    assert done.returncode == 0, done.stderr
+    assert "iris, version 1" in done.stdout
+    first = answer(project)
+    assert (first.json()["model_version"], first.json()["predictions"][0]["label"]) == ("1", "setosa")
+
+    again = project.mlops("serve", MLOPS_SERVE_PORT="1", MLOPS_GRPC_PORT="2")
+    assert again.returncode == 1
+    assert again.stderr.startswith("error: another model server runs with")
+
+    project.edit("defs.yaml", "learning_rate: 0.01", "learning_rate: 0.02")
+    assert project.mlops("run", "iris").returncode == 0
+    assert project.serves(2), "the deployment waits until it is seen"
+    assert project.mlops("rollback", "iris", "--reason", "bad Tuesday").returncode == 0
+    project.wait_for(lambda: project.serves(1), "the version before")
+    assert answer(project).json()["predictions"] == first.json()["predictions"]
+
+    one, other = workers(server.pid)
+    one.kill()
+    project.wait_for(
+        lambda: {each.pid for each in workers(server.pid)} - {one.pid, other.pid}, "another worker in its place"
+    )
+    assert answer(project).is_success
+    assert "starting it again" in project.output.read_text()
+
+    code, _ = send(server, signal.SIGTERM)
+    assert code == 0
+    assert not project.alive()
+    logged = list((project.home / "predictions" / "iris").rglob("*.parquet"))
+    assert logged, "the prediction log is written at the end"
+
+
+def test_the_death_of_the_server_ends_its_workers(project: Project) -> None:
+    server = project.start(script("mlops"), "serve")
+    project.wait_for(lambda: is_answering(f"{project.serve_url}/v2/health/live"), "the model server")
+    ready = httpx.get(f"{project.serve_url}/v2/health/ready", timeout=5, trust_env=False)
+    assert ready.status_code == 503, "no pipeline has a champion"
+    assert answer(project).status_code == 404
+    send(server, signal.SIGKILL)
+    project.wait_for(lambda: not project.alive(), "the end of all", 30)
+
+
+def test_files_that_arrive_are_scored(project: Project, tmp_path: Path) -> None:
+    assert project.mlops("run", "iris").returncode == 0
+    table = tmp_path / "new.csv"
+    table.write_text("id,sepal_length,sepal_width,petal_length,petal_width\n7,5.1,3.5,1.4,0.2\n8,6.9,3.1,5.4,2.1\n")
+    assert project.mlops("data", "incoming", "iris", str(table)).returncode == 0
+    select = ["--select", 'key:"iris/predictions"', "-m", "mlops_assets.definitions"]
+    variables = {"DAGSTER_HOME": str(project.home / "dagster")}
+    done = project.call([script("dagster"), "asset", "materialize", *select], **variables)
+    assert done.returncode == 0, done.stderr
+    head = project.repository.resolve("main")
+    assert {one.path for one in project.repository.entries("predictions", head)} == {
+        "predictions/manifest.json",
+        "predictions/new.csv.parquet",
+    }
+    assert project.call([script("dagster"), "asset", "materialize", *select], **variables).returncode == 0
+    assert project.repository.resolve("main") == head, "nothing new, nothing committed"
