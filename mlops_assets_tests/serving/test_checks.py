@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlops_assets.data.validation import validate
-from mlops_assets.serving.checks import Checks, InvalidInput
+from mlops_assets.serving.checks import Checks, Declared, InvalidInput
 from mlops_assets.serving.contract import Check, Input, RawContract
 from mlops_assets.serving.contract_making import _input, _is_built_in
 from mlops_assets.serving.verdicts import FEW_ROWS
@@ -110,7 +110,7 @@ def test_a_check_says_what_pandera_says(drawn: tuple[pl.Series, pa.Check], nulla
     if any("could not run" in one.message for one in report.failures):
         return  # no data set passes it, so no version has it
     assert _is_built_in(check)
-    column = _input("x", values, type("T", (), {"nullable": nullable, "checks": [check]}), required=True)  # type: ignore[arg-type]
+    column = _input("x", values, Declared(nullable, [check]), required=True)
     checks = checks_of(Input.model_validate_json(column.model_dump_json()))
     rows = {row - 1 for one in report.failures for row in one.rows}
     if rows:
@@ -121,6 +121,32 @@ def test_a_check_says_what_pandera_says(drawn: tuple[pl.Series, pa.Check], nulla
         checks.from_frame(values.to_frame())
 
 
+@pytest.mark.parametrize(
+    ("values", "check"),
+    [
+        (pl.Series("x", [0.1], pl.Float32), pa.Check.le(0.1)),
+        (pl.Series("x", [0.1], pl.Float32), pa.Check.isin([0.1])),
+        (pl.Series("x", [1.0, float("nan")]), pa.Check.ge(0)),
+        (pl.Series("x", [1.0, float("nan")]), pa.Check.le(9)),
+        (pl.Series("x", ["b", "a"], pl.Enum(["b", "a"])), pa.Check.ge("b")),
+        (pl.Series("x", [2**53 + 1]), pa.Check.le(2.0**53)),
+        (pl.Series("x", [2.0**53]), pa.Check.lt(2**53 + 1)),
+        (pl.Series("x", ["b"]), pa.Check.isin("abc")),
+        (pl.Series("x", ["ab"]), pa.Check.isin("abc")),
+    ],
+)
+def test_python_is_not_asked_where_polars_says_otherwise(values: pl.Series, check: pa.Check) -> None:
+    report = validate(values.to_frame(), pa.DataFrameSchema({"x": pa.Column(values.dtype, check, nullable=True)}))
+    column = _input("x", values, Declared(nullable=True, checks=[check]), required=True)
+    few, many = values, pl.concat([values] * (FEW_ROWS + 1))
+    for some in (few, many):
+        if report.passed:
+            checks_of(column).from_frame(some.to_frame())
+        else:
+            row = report.failures[0].rows[0] - 1
+            assert refusal(lambda: checks_of(column).from_frame(some.to_frame()))[:2] == ("x", row)  # noqa: B023
+
+
 @QUICK
 @given(numeric_checks(), st.sampled_from(["Int32", "Float32"]), st.lists(st.integers(-5, 5), min_size=1, max_size=6))
 def test_arrays_are_judged_as_pandera_does(check: pa.Check, kind: str, values: list[int]) -> None:
@@ -129,7 +155,7 @@ def test_arrays_are_judged_as_pandera_does(check: pa.Check, kind: str, values: l
     report = validate(series.to_frame(), pa.DataFrameSchema({"x": pa.Column(series.dtype, check)}))
     if any("could not run" in one.message for one in report.failures):
         return
-    column = _input("x", series, type("T", (), {"nullable": False, "checks": [check]}), required=False)  # type: ignore[arg-type]
+    column = _input("x", series, Declared(nullable=False, checks=[check]), required=False)
     checks = checks_of(column)
     if report.passed:
         checks.require_arrays({"x": series.to_numpy()})

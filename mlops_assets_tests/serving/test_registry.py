@@ -26,7 +26,7 @@ from mlops_assets.tracking import tags as keys
 from mlops_assets.tracking.runs import Tracking
 from mlops_assets_tests.mlflow_fixtures import close_stores
 from mlops_assets_tests.serving.made import register_version, table_contract
-from mlops_assets_tests.serving.test_watcher import SPEC
+from mlops_assets_tests.serving.world import SPEC
 
 WANTED = {"flowers": "champion", "other": "champion"}
 

@@ -155,7 +155,8 @@ def from_raw(file: Path, about: dict[str, Any]) -> np.ndarray:
     made = computed(about, frame.with_columns(keys.alias(about["key"]), target))
     if made.height != frame.height:
         raise Refused(f"the features code made {made.height} rows of {frame.height}")
-    x: np.ndarray = made.select(pl.col(about["features"]).cast(pl.Float32)).to_numpy()
+    ordered = made.sort(pl.col(about["key"]).cast(pl.Int64, strict=False))  # the code may give rows in another order
+    x: np.ndarray = ordered.select(pl.col(about["features"]).cast(pl.Float32)).to_numpy()
     return x
 
 
