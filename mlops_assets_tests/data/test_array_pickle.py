@@ -196,6 +196,7 @@ def test_hostile_pickles_are_refused_in_little_memory(data: bytes) -> None:
     assert len(str(caught.value)) < 300
 
 
+@pytest.mark.slow
 def test_lists_deep_in_each_other_do_no_harm() -> None:
     load(b"\x80\x02}U\x01a" + b"]" * 500_000 + b"a" * 499_999 + b"s.")
 

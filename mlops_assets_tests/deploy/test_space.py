@@ -88,6 +88,7 @@ def on_disk(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
+@pytest.mark.slow
 def test_the_folder_has_the_version_and_nothing_else(tmp_path: Path) -> None:
     home = tmp_path / "home"
     slot = loaded(home, publish_table(home))
@@ -125,6 +126,7 @@ def test_the_folder_has_the_version_and_nothing_else(tmp_path: Path) -> None:
     assert on_disk(again) == files
 
 
+@pytest.mark.slow
 def test_what_the_features_code_imports_is_required(tmp_path: Path) -> None:
     sources = {**table_contract()[0].sources, "flowers/features.py": f"import scipy.special\n{TABLE_FEATURES}"}
     required = (built(tmp_path / "home", tmp_path / "space", sources=sources) / "requirements.txt").read_text()

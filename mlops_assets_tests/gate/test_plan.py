@@ -74,6 +74,7 @@ def test_the_plan_is_for_every_look():
     assert once < often < adaptive
 
 
+@pytest.mark.slow
 def test_more_disagreement_takes_more_rows():
     condition = parse("n - o > 0 +/- 0.03")
     sizes = [plan(condition, reliability=0.95, disagreement=share).certified for share in (0.04, 0.1, 0.3)]

@@ -224,6 +224,7 @@ def _random_history(repo: Repository, seed: int, rounds: int) -> None:
             assert found == content, (seed, files, remove)
 
 
+@pytest.mark.slow
 def test_random_histories_hold_what_was_asked(repo: Repository) -> None:
     _random_history(repo, seed=1, rounds=6)
 

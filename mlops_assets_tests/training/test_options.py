@@ -13,6 +13,7 @@ from mlops_assets.training.trainer import TrainingError
 from mlops_assets_tests.training.problems import SHORT, child, digits_images, small, trained
 
 
+@pytest.mark.slow
 def test_a_schedule_is_followed_step_by_step() -> None:
     result = trained(learning_rate_schedule="cosine", learning_rate=0.1, warmup_epochs=1)
     rates = [epoch.learning_rate for epoch in result.history]

@@ -67,6 +67,7 @@ def interrupted(build, rows: tuple[Rows, Rows], config: TrainingConfig, path: Pa
         train(build, *rows, config, on_epoch=stop, checkpoint=path, checkpoint_seconds=0, identity="r")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [2, 4, 6])
 @pytest.mark.parametrize("changes", [{}, EVERYTHING, {"precision": "bf16-mixed", "patience": 1}])
 def test_all_that_the_next_epoch_starts_from_is_kept(tmp_path: Path, after: int, changes: dict[str, object]) -> None:

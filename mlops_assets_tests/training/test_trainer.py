@@ -36,6 +36,7 @@ def test_iris_is_learned() -> None:
     assert result.environment == environment(SHORT)
 
 
+@pytest.mark.slow
 def test_digits_are_learned_by_a_convolutional_network() -> None:
     result = trained(Digits, digits_rows(), epochs=10)
     assert result.history[-1].validation_accuracy > 0.9
