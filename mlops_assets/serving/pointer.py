@@ -98,7 +98,10 @@ def write_pointer(home: Path, pointer: Pointer) -> None:
     target = pointer_file(home, pointer.pipeline)
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = _aside(target)
-    aside.write_text(json.dumps(pointer.model_dump(), indent=1), encoding="utf-8")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(pointer.model_dump(), indent=1))
+        file.flush()
+        os.fsync(file.fileno())  # a power cut must not leave an empty file in the place of a good one
     now = time.time_ns()
     os.utime(aside, ns=(now, now))  # the file system's own clock may stand still for 4 ms, and the file's number return
     os.replace(aside, target)  # noqa: PTH105  the same call, and no second object in a hot loop of tests

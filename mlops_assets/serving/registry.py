@@ -139,21 +139,22 @@ class Server:
     def __init__(self, url: str) -> None:
         self._url = url
         self._client = watch.client(url)
-        self._runs: dict[tuple[str, int], str] = {}
+        self._runs: dict[tuple[str, int, int], str] = {}
+        """By name and birth of a model, and version: a model that is registered anew counts from 1 again."""
 
     def behind(self, aliases: Mapping[str, str]) -> dict[str, Registered]:
         """As `Registry` has it."""
         with watch.reaching(self._url):
-            found = {
-                model["name"]: int(alias["version"])
+            found = [
+                (model["name"], int(model.get("creation_timestamp", 0)), int(alias["version"]))
                 for model in watch.models(self._client)
                 for alias in model.get("aliases", [])
                 if alias["alias"].lower() == aliases.get(model["name"])
-            }
-            for name, version in found.items():
-                if (name, version) not in self._runs:
-                    self._runs[name, version] = self._version(name, version).get("run_id", "")
-            return {name: Registered(version, self._runs[name, version]) for name, version in found.items()}
+            ]
+            for name, born, version in found:
+                if (name, born, version) not in self._runs:
+                    self._runs[name, born, version] = self._version(name, version).get("run_id", "")
+            return {name: Registered(version, self._runs[name, born, version]) for name, born, version in found}
 
     def tags(self, name: str, version: int) -> dict[str, str]:
         """As `Registry` has it."""

@@ -12,13 +12,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from typing import Final
 
 from mlops_assets.errors import MlopsError
 from mlops_assets.services import Service, ServiceError, answers, ended, require_free_port, started
+from mlops_assets.serving.contract import ContractError
 from mlops_assets.serving.metrics import wipe
-from mlops_assets.serving.pointer import Pointer, pointer_file, read_pointer, serving_folder
+from mlops_assets.serving.pointer import POINTER, Pointer, read_pointer, serving_folder
 from mlops_assets.serving.registry import registry_of
 from mlops_assets.serving.watcher import Watcher
 from mlops_assets.settings import Settings
@@ -161,8 +162,10 @@ class ModelServer:
 
 def answering(here: Settings) -> list[Pointer]:
     """The pointers of all pipelines, by name."""
-    names = sorted(path.parent.name for path in serving_folder(here.home).glob("*/current.json"))
-    found = (read_pointer(pointer_file(here.home, name)) for name in names)
+    found = []
+    for path in sorted(serving_folder(here.home).glob(f"*/{POINTER}")):
+        with suppress(ContractError):  # the watcher writes a damaged one anew, and workers tell of it
+            found.append(read_pointer(path))
     return [one for one in found if one is not None]
 
 

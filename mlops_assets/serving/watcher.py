@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -18,8 +18,10 @@ from typing import Final
 from mlops_assets.errors import MlopsError
 from mlops_assets.pipeline import Pipeline, find_pipeline, pipeline_folders
 from mlops_assets.serving import CONTRACT, MODEL
+from mlops_assets.serving.config import ServingSpec
 from mlops_assets.serving.contract import ContractError
 from mlops_assets.serving.pointer import (
+    POINTER,
     Accuracy,
     Pointer,
     damage,
@@ -65,6 +67,7 @@ class Watcher:
         self._done: dict[str, tuple[Registered | None, Pipeline, int]] = {}
         self._failed: dict[str, tuple[Registered | None, Pipeline]] = {}
         self._again: dict[str, float] = {}
+        self._options: dict[str, ServingSpec] = {}
         self._outage = ""
 
     def look(self) -> None:
@@ -72,7 +75,10 @@ class Watcher:
 
         What goes wrong is told of in the log and in the pointers; nothing is raised.
         """
-        pipelines = {folder.name: loaded for folder in self._folders() if (loaded := self._load(folder))}
+        folders = self._folders()
+        pipelines = {folder.name: loaded for folder in folders if (loaded := self._load(folder))}
+        self._keep_options(pipelines)
+        self._tell_of_the_gone({folder.name for folder in folders})
         try:
             found = self._registry.behind({one.model_name: one.spec.gate.champion_alias for one in pipelines.values()})
         except MlopsError as error:
@@ -96,10 +102,40 @@ class Watcher:
                 self._failed[name], self._again[name] = (wanted, pipeline), time.monotonic() + AGAIN_SECONDS
                 self._tell(pipeline, wanted, str(error) if isinstance(error, MlopsError) else repr(error))
 
+    def _keep_options(self, pipelines: Mapping[str, Pipeline]) -> None:
+        """Let the options for serving hold at once, also while MLflow is down: one may keep persons out of the log."""
+        for name, pipeline in pipelines.items():
+            if self._options.get(name) == pipeline.spec.serving:
+                continue
+            try:
+                before = read_pointer(pointer_file(self._home, name))
+                if before is not None and before.serving != pipeline.spec.serving:
+                    write_pointer(self._home, before.model_copy(update={"serving": pipeline.spec.serving}))
+                self._options[name] = pipeline.spec.serving
+            except (ContractError, OSError) as error:
+                log.warning("%s: its options for serving do not hold yet: %s", name, error)
+
+    def _tell_of_the_gone(self, names: Collection[str]) -> None:
+        """Let a version answer on whose pipeline has no folder, which a checkout may lack for a moment, and say so."""
+        for path in serving_folder(self._home).glob(f"*/{POINTER}"):
+            name = path.parent.name
+            if name in names:
+                continue
+            problem = (
+                f"the folder of the pipeline is gone, so no alias is followed; delete {path.parent} to end its answers"
+            )
+            with suppress(ContractError, OSError):
+                before = read_pointer(path)
+                if before is not None and before.problem != problem:
+                    log.warning("%s: %s", name, problem)
+                    write_pointer(self._home, before.model_copy(update={"problem": problem}))
+
     def _move(self, pipeline: Pipeline, wanted: Registered | None) -> None:
         path = pointer_file(self._home, pipeline.name)
         if wanted is None:
-            path.unlink(missing_ok=True)
+            if path.exists():
+                log.warning("%s: no version is champion any more, so none answers", pipeline.name)
+                path.unlink(missing_ok=True)
             return
         before = None
         with suppress(ContractError):  # a damaged pointer is written anew

@@ -191,6 +191,12 @@ def test_a_server_says_the_same_until_it_is_gone(
         asked.artifact(run, "serving/none.json")
     with pytest.raises(MlopsError):
         asked.tags("flowers", 99)
+    remote.client.delete_registered_model("other")
+    register_version(remote, tmp_path / "files", served, model)
+    point(remote, "other", "champion", 1)
+    again = asked.behind(WANTED)
+    assert again == direct.behind(WANTED)
+    assert again["other"] != found["other"], "a model that is registered anew counts from 1 again"
 
     folders = []
     for name in ("flowers", "other"):

@@ -11,8 +11,10 @@ from mlops_assets.errors import MlopsError
 from mlops_assets.serving import watcher as watcher_module
 from mlops_assets.serving.pointer import damage
 from mlops_assets.serving.registry import RegistryUnknown
+from mlops_assets.serving.server import answering
 from mlops_assets.serving.slot import SlotError, Unservable
 from mlops_assets.serving.slots import Slots
+from mlops_assets.settings import Settings
 from mlops_assets_tests.serving.made import register_version, table_contract
 from mlops_assets_tests.serving.world import World
 
@@ -145,3 +147,35 @@ def test_an_unwritable_home_ends_nothing(world: World) -> None:
     moved.rename(place)
     world.watcher = world.another()
     assert world.look() == 2
+
+
+def test_options_hold_while_the_registry_is_away(world: World) -> None:
+    world.promote(world.register(1))
+    world.move()
+    assert world.look() == 1
+    missing(world)
+    text = world.spec.read_text() + "  serving: {log: {leave_out: [colour]}}\n"
+    world.spec.write_text(text)
+    assert world.look() == 1
+    assert world.pointer.serving.log.leave_out == ["colour"]
+    assert world.slots["flowers"].serving.log.leave_out == ["colour"]
+
+
+def test_a_pipeline_whose_folder_is_gone_answers_on_and_says_so(world: World) -> None:
+    world.promote(world.register(1))
+    assert world.look() == 1
+    away = world.folder.rename(world.folder.with_name("away"))
+    world.promote(world.register(2))
+    assert world.look() == 1
+    assert "the folder of the pipeline is gone" in world.pointer.problem
+    away.rename(world.folder)
+    assert world.look() == 2
+    assert world.pointer.problem == ""
+
+
+def test_a_damaged_pointer_stops_no_server(world: World) -> None:
+    world.promote(world.register(1))
+    assert world.look() == 1
+    (world.home / "serving" / "other").mkdir()
+    (world.home / "serving" / "other" / "current.json").write_bytes(b"")
+    assert [one.pipeline for one in answering(Settings(home=world.home))] == ["flowers"]
