@@ -262,7 +262,7 @@ class PredictionsSpec(StrictModel):
         default="incoming", description="File or directory in the repository whose rows are scored."
     )
     to: Annotated[str, AfterValidator(_path)] = Field(
-        default="predictions", description="Directory in the repository that takes the predictions."
+        default="predictions", description="Directory in the repository for the pipeline's own predictions."
     )
 
     @model_validator(mode="after")

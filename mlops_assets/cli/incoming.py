@@ -37,8 +37,13 @@ def incoming(
     spec = pipeline.spec
     if missing := [str(path) for path in paths if not path.exists()]:
         raise NothingIncoming(f"{missing[0]} does not exist; name files or directories")
-    files: dict[str, Path | bytes] = {f"{spec.predictions.path}/{path.resolve().name}": path for path in paths}
-    commit = repository.commit(message, files=files, branch=spec.data.branch)
+    files: dict[str, Path] = {}
+    for path in paths:
+        target = f"{spec.predictions.path}/{path.resolve().name}"
+        if target in files:
+            raise NothingIncoming(f"{files[target]} and {path} would both become {target}; rename one of them")
+        files[target] = path
+    commit = repository.commit(message, files={**files}, branch=spec.data.branch)
     if commit is None:
         out.print("all of that is there already; nothing is committed")
         return

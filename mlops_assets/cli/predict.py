@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -23,6 +24,10 @@ WAIT_SECONDS: Final = 20.0
 SHOWN: Final = 10
 
 
+class WrongCall(MlopsError):
+    """Options that do not go together, or a file that cannot be written."""
+
+
 class NotAnswered(MlopsError):
     """The model server does not answer, or refuses."""
 
@@ -36,7 +41,7 @@ def predict(
     sample: Annotated[
         int, typer.Option(min=0, help="Ask the model server for so many rows that the version was tested with.")
     ] = 0,
-    to: Annotated[Path | None, typer.Option("--out", help="Parquet file for the predictions of FILE.")] = None,
+    to: Annotated[Path | None, typer.Option("--out", help="New Parquet file for the predictions of FILE.")] = None,
     local: Annotated[bool, typer.Option("--local", help="Answer in this process, without a model server.")] = False,
 ) -> None:
     """Ask the champion of a pipeline: the model server for sample rows, or this process for a file of any size.
@@ -44,6 +49,7 @@ def predict(
     Example: [bold]mlops predict digits --sample 5[/bold], or
     [bold]mlops predict iris new.csv --out scored.parquet[/bold]
     """
+    _check(file, sample, to, local)
     here = ensure_home()
     find_pipeline(name)
     if file is not None:
@@ -52,6 +58,24 @@ def predict(
         _show_local(here, name, sample or 3)
     else:
         _ask(here, name, sample or 3)
+
+
+def _check(file: Path | None, sample: int, to: Path | None, local: bool) -> None:
+    """Refuse what would be ignored, and what would destroy a file, before anything is loaded."""
+    if file is None:
+        if to is not None:
+            raise WrongCall("--out takes the predictions of FILE, which is not given; name a file to score")
+        return
+    if sample or local:
+        option = "--sample" if sample else "--local"
+        raise WrongCall(f"{option} is about sample rows, and {file} is scored here in any case; give one of the two")
+    if to is None:
+        return
+    if to.exists():
+        what = f"{to} is the file to score" if file.exists() and to.samefile(file) else f"{to} exists already"
+        raise WrongCall(f"{what}; name a new file by --out")
+    if not (to.parent.is_dir() and os.access(to.parent, os.W_OK)):
+        raise WrongCall(f"{to} cannot be written, as {to.parent} is no directory to write into; make it")
 
 
 def _score(here: Settings, name: str, file: Path, to: Path | None) -> None:

@@ -20,10 +20,13 @@ was; a tick that finds both unchanged reads nothing."""
 def scoring_request(now: Assessment, repository: Repository) -> dg.RunRequest | None:
     """The run that scores what the champion has not scored, and removes what has no input any more.
 
-    One wish is one run: a run that failed is not asked for again before data, champion or options change.
+    One wish is one run, from where it starts: a run that failed or changed nothing is not asked for again before the
+    branch or the champion moves; a wish that comes back after it was fulfilled is a new one, as a round that changed
+    anything has made a commit.
 
     Raises:
         OxenError: The repository cannot be read.
+        PredictionsTaken: Another pipeline scores into the same directory.
     """
     champion = now.state.get("champion")
     if champion is None:
@@ -34,10 +37,12 @@ def scoring_request(now: Assessment, repository: Repository) -> dg.RunRequest | 
     if known is None or known[0] != key:
         known = _looks[name] = key, look(repository, spec)
     found = known[1]
+    found.require_own(name, spec.predictions.to)
     wanted, gone = found.wanted(champion.digest), found.gone
     if not (wanted or gone):
         return None
-    content = digest([champion.digest, [[unit.path, unit.hash] for unit in wanted], gone])
+    # the commit, and not what lies in it: after A, B, A, B the same files lie there as after A, B
+    content = digest([found.commit, champion.digest, [[unit.path, unit.hash] for unit in wanted], gone])
     return dg.RunRequest(
         run_key=f"{name}-predictions-{content}",
         job_name=job_name(name),

@@ -6,19 +6,24 @@ two; all of it reads the repository's tree alone, so that a sensor may ask. Not 
 
 A table, an idx file or a batch of CIFAR is scored by itself. Image files that lie in one directory are scored
 together, into one file: a file of predictions for each image would cost more than the predictions.
+
+An input whose predictions have no place there, as where their name is that of a directory, is refused by itself: Oxen
+would refuse the whole commit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from mlops_assets.errors import MlopsError
 from mlops_assets.fingerprint import digest
-from mlops_assets.oxen.errors import PathNotFound
+from mlops_assets.oxen.errors import PathNotFound, UnsafePath
+from mlops_assets.oxen.inputs import checked_path, directories
 from mlops_assets.oxen.nodes import Entry
 from mlops_assets.oxen.repository import Repository
 from mlops_assets.spec import TABLE_ENDINGS, PipelineSpec
@@ -28,15 +33,21 @@ DIRECTORY_OUTPUT: Final = "images.parquet"
 """Predictions of the image files of a directory; all others are called as their input, with `.parquet` after it."""
 
 
+class PredictionsTaken(MlopsError):
+    """The predictions of another pipeline lie where this one's are to go."""
+
+
 class Unit(NamedTuple):
     """What is scored into one file.
 
     Attributes:
         path: Of the file, or of the directory whose image files it is, in the repository.
-        hash: Of its content; of a directory, over the names and contents of its image files.
+        hash: Of its content; of a directory, over the names and contents of its image files. While it is refused, over
+            the reason too: once that is gone, it is another input.
         form: What it is read as: the ending of a table's name, or the layout of images.
         output: Where its predictions go, in the repository.
         files: The file, or the image files.
+        refused: Why its predictions have no place; empty: they have one.
     """
 
     path: str
@@ -44,6 +55,7 @@ class Unit(NamedTuple):
     form: str
     output: str
     files: tuple[Entry, ...]
+    refused: str = ""
 
 
 class Record(BaseModel):
@@ -109,6 +121,22 @@ class Look:
     manifest: Manifest = field(default_factory=Manifest)
     outputs: Mapping[str, Entry] = field(default_factory=dict)
 
+    def require_own(self, pipeline: str, to: str) -> None:
+        """Refuse to score into a directory that another pipeline scores into.
+
+        Args:
+            pipeline: Who asks.
+            to: The directory.
+
+        Raises:
+            PredictionsTaken: The manifest is another pipeline's.
+        """
+        if self.manifest.pipeline not in {"", pipeline}:
+            raise PredictionsTaken(
+                f"`{to}` holds the predictions of the pipeline {self.manifest.pipeline}; give {pipeline} a directory "
+                "of its own by `predictions: {to: ...}` in its defs.yaml"
+            )
+
     def wanted(self, model_digest: str, contract: str | None = None) -> list[Unit]:
         """What a version has not scored, or not in its present state; what it refused it would refuse again.
 
@@ -149,7 +177,7 @@ def look(repository: Repository, spec: PipelineSpec) -> Look:
             manifest = Manifest.model_validate_json(repository.read(told))
         except ValidationError:  # of another release, or edited: all is scored again, from the store if it is there
             manifest = Manifest()
-    return Look(commit, units, others, manifest, outputs)
+    return Look(commit, _placed(units, outputs, spec.predictions.to), others, manifest, outputs)
 
 
 def _entries(repository: Repository, path: str, commit: str) -> list[Entry]:
@@ -180,6 +208,32 @@ def _units(entries: Sequence[Entry], spec: PipelineSpec) -> tuple[dict[str, Unit
             name = entry.path.removeprefix(source).lstrip("/") or PurePosixPath(source).name
             units[entry.path] = Unit(entry.path, entry.hash, form, f"{target}/{name}.parquet", (entry,))
     return units, len(entries) - len(found)
+
+
+def _placed(units: Mapping[str, Unit], outputs: Iterable[str], to: str) -> dict[str, Unit]:
+    """The inputs, of which those are refused whose predictions have no place beside what is there and the others'."""
+    files = {f"{to}/{MANIFEST}", *outputs, *(unit.output for unit in units.values())}
+    occupied = {parent for path in outputs for parent in directories(path)}
+    placed = {}
+    for path, unit in units.items():
+        fault = _misplaced(unit, files, occupied)
+        refused = f"{path}: its predictions cannot be kept as '{unit.output}': {fault}"
+        placed[path] = unit._replace(hash=digest([unit.hash, refused]), refused=refused) if fault else unit
+    return placed
+
+
+def _misplaced(unit: Unit, files: Collection[str], occupied: Collection[str]) -> str:
+    """Why Oxen would not take an input's predictions; empty: it takes them."""
+    above = next((parent for parent in directories(unit.output) if parent in files), "")
+    if above:
+        return f"'{above}' is a file, or is to be one; rename '{unit.path}'"
+    if unit.output in occupied:
+        return f"that is a directory; rename '{unit.path}' if it stays one"
+    try:
+        checked_path(unit.output, new=True)
+    except UnsafePath as error:
+        return str(error)
+    return ""
 
 
 def _form(path: str, layout: str | None) -> str:

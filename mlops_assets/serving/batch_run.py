@@ -113,12 +113,14 @@ def run(slot: Slot, repository: Repository, spec: PipelineSpec, store: Store, ho
 
     Raises:
         OxenError: The repository cannot be read or written.
+        PredictionsTaken: Another pipeline scores into the same directory; nothing was committed.
         StoreError: The store cannot be written.
     """
     from mlops_assets.serving.contract import key_of
 
     with _workplace(home / "scoring" / slot.pipeline) as place:
         found = look(repository, spec)
+        found.require_own(slot.pipeline, spec.predictions.to)
         work = _Work(slot, repository, store, place, found, key_of(slot.contract))
         wanted = found.wanted(slot.model_digest, work.contract)
         records: dict[str, Record] = {}
@@ -163,13 +165,16 @@ def _workplace(place: Path) -> Iterator[Path]:
 
 def _record(work: _Work, unit: Unit) -> Record:
     """An input's predictions, from the store or made now, or why there are none."""
+    from polars.exceptions import PanicException
+
     from mlops_assets.data.readers import ReadError
     from mlops_assets.serving.checks import InvalidInput
 
     slot = work.slot
+    if unit.refused:
+        return _refused(work, unit, unit.refused)
     inputs = {"file": unit.hash, "form": unit.form, "model": slot.model_digest, "contract": work.contract}
     recipe = Recipe(f"{slot.pipeline}/{ASSET}", CODE, inputs)
-    made = {"input": unit.hash, "model_digest": slot.model_digest, "contract": work.contract}
     with work.store.making(recipe):
         entry = _kept(work, recipe)
         if entry is not None:
@@ -178,15 +183,25 @@ def _record(work: _Work, unit: Unit) -> Record:
             try:
                 entry = _made(work, unit, recipe)
             except (InvalidInput, ReadError) as error:
-                log.warning("%s: refused: %s", slot.pipeline, error)
-                rows = work.repository.table(unit.path, work.found.commit) if unit.form != "folder" else None
-                refused = {"refused": (str(error),), "rows_refused": rows.rows if rows else None}
-                return Record(**made, version=slot.version, **refused)
+                return _refused(work, unit, str(error))
+            except PanicException as error:  # no `Exception`: it would end the round
+                return _refused(work, unit, f"{unit.path}: Polars fails at it: {error}")
         work.places[unit.path] = _local(work, entry)
     # the store may have them of equal files elsewhere, so what it tells of image files names no directory
     refusals = tuple(f"{unit.path}/{one}" for one in entry.info["refused"])
     told = {**entry.info, "refused": refusals, "output_sha256": entry.files[FILE].sha256}
-    return Record(**made, output=unit.output, **told)
+    return Record(**_made_of(work, unit), output=unit.output, **told)
+
+
+def _refused(work: _Work, unit: Unit, sentence: str) -> Record:
+    log.warning("%s: refused: %s", work.slot.pipeline, sentence)
+    table = work.repository.table(unit.path, work.found.commit) if unit.form != "folder" else None
+    rows = table.rows if table else None
+    return Record(**_made_of(work, unit), version=work.slot.version, refused=(sentence,), rows_refused=rows)
+
+
+def _made_of(work: _Work, unit: Unit) -> dict[str, str]:
+    return {"input": unit.hash, "model_digest": work.slot.model_digest, "contract": work.contract}
 
 
 def _kept(work: _Work, recipe: Recipe) -> Entry | None:
@@ -285,6 +300,7 @@ def _publish(
     target = f"{spec.predictions.to}/{MANIFEST}"
     for _ in range(_ATTEMPTS):
         now = look(work.repository, spec)
+        now.require_own(work.slot.pipeline, spec.predictions.to)
         before = now.manifest.files
         current = {
             path: one for path, one in records.items() if path in now.units and now.units[path].hash == one.input
