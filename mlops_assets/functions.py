@@ -9,6 +9,7 @@ A pipeline's folder becomes the package `mlops_pipelines.NAME`, so `from .helper
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import importlib.util
 import inspect
@@ -24,6 +25,9 @@ from typing import Any, Final
 from mlops_assets.errors import MlopsError
 
 PACKAGE: Final = "mlops_pipelines"
+
+_ENDINGS: Final = (KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError)
+"""What no function raises for itself: somebody ends the process, the task or the generator."""
 
 
 class FunctionError(MlopsError):
@@ -78,7 +82,9 @@ def load_function(reference: str, folder: Path, package: str = PACKAGE) -> Calla
     module_name = ".".join([package, folder.name, *Path(file).with_suffix("").parts])
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except BaseException as error:
+        if _ends(error):
+            raise
         raise FunctionError(f"importing {path} failed: {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):
@@ -107,8 +113,19 @@ def call(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
     """
     try:
         return function(*arguments, **keywords)
-    except Exception as error:
+    except BaseException as error:
+        if _ends(error):
+            raise
         file = inspect.getsourcefile(function) or "?"
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
         where = f"{file}:{lines[-1]}" if lines else file
         raise FunctionError(f"{function.__name__}() failed at {where}: {type(error).__name__}: {error}") from error
+
+
+def _ends(error: BaseException) -> bool:
+    """Whether an error is somebody's order to end; anything else is the function's own failure.
+
+    A panic of Rust, as Polars has them, is no `Exception` to Python, and yet a failure like others. Dagster interrupts
+    a run with an error of its own, which cannot be imported here.
+    """
+    return isinstance(error, _ENDINGS) or type(error).__name__ == "DagsterExecutionInterruptedError"

@@ -147,6 +147,7 @@ class Pipeline:
         reader: Any = versions.READER if images is None else [versions.IMAGES, images.model_dump()]
         split = {**spec.split.model_dump(exclude_none=True), "version": versions.SPLIT}
         functions = spec.functions
+        contract = [versions.CONTRACT, sorted(spec.serving.log.leave_out)]  # another column left out: other sample rows
         return {
             "dataset": (
                 "schema",
@@ -158,7 +159,7 @@ class Pipeline:
                     "function": functions.features,
                     "columns": columns,
                     "split": split,
-                    "contract": [versions.CONTRACT, sorted(spec.serving.log.leave_out)],
+                    "contract": contract,
                 },
             ),
             "model": (
@@ -171,7 +172,7 @@ class Pipeline:
                     # constant is raised when a default changes.
                     "training": spec.training.model_dump(exclude_defaults=True),
                     "trainer": versions.TRAINER,
-                    "contract": versions.CONTRACT,
+                    "contract": contract,
                 },
             ),
             "evaluation": (

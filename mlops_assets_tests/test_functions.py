@@ -1,9 +1,11 @@
 """A pipeline's functions are loaded as their files are now."""
 
+import asyncio
 import sys
 from pathlib import Path
 
 import pytest
+from dagster import DagsterExecutionInterruptedError
 
 from mlops_assets.functions import FunctionError, call, load_function
 
@@ -57,3 +59,33 @@ def test_nothing_of_a_pipeline_stays_importable_by_chance(folder: Path) -> None:
     load_function("features.py:features", folder)
     assert "features" not in sys.modules
     assert str(folder) not in sys.path
+
+
+PANIC = """
+import polars as pl
+
+
+def features(x=2147483647):
+    return pl.select(pl.from_epoch(pl.lit(x), "d").dt.month_end())
+"""
+
+
+def test_a_panic_of_polars_is_a_failure_like_others(folder: Path) -> None:
+    """Python takes it for no `Exception`."""
+    (folder / "features.py").write_text(PANIC)
+    with pytest.raises(FunctionError, match=r"features\(\) failed at .*features\.py:6: PanicException: .*out-of-range"):
+        call(load_function("features.py:features", folder))
+    (folder / "features.py").write_text(f"{PANIC}\n\nfeatures()\n")
+    with pytest.raises(FunctionError, match=r"importing .*features\.py failed: PanicException"):
+        load_function("features.py:features", folder)
+
+
+@pytest.mark.parametrize(
+    "ending", [KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError, DagsterExecutionInterruptedError]
+)
+def test_an_order_to_end_is_no_failure(ending: type[BaseException]) -> None:
+    def interrupted() -> None:
+        raise ending
+
+    with pytest.raises(ending):
+        call(interrupted)

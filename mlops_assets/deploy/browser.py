@@ -45,7 +45,9 @@ def write_page(slot: Slot, model: bytes, folder: Path, runtime: Mapping[str, byt
 
     Raises:
         EdgeError: The pipeline computes features in Python, which a browser does not run.
+        SlotError: The version's sample rows have what must not leave the data.
     """
+    slot.require_shareable()
     if not is_plain(slot):
         raise EdgeError(
             f"{slot.pipeline} computes features by Python code, which a browser does not run; use the playground "

@@ -136,9 +136,11 @@ def write_onnx(slot: Slot, model: bytes, folder: Path, *, lighter: Lighter | Non
 
     Raises:
         EdgeError: `predict.py` fails, or answers otherwise than the model does in the platform.
+        SlotError: The version's sample rows have what must not leave the data.
     """
     from mlops_assets.training.predict import predict
 
+    slot.require_shareable()
     contract = slot.contract
     rows = contract.sample_rows()
     x = slot.features(rows)

@@ -73,7 +73,11 @@ def build(slot: Slot, folder: Path, description: str = "") -> dict[str, int]:
 
     Returns:
         Sizes in bytes by path, the checksums included.
+
+    Raises:
+        SlotError: Its sample rows have what must not leave the data.
     """
+    slot.require_shareable()
     contract = slot.contract
     texts = {
         "app.py": APP,

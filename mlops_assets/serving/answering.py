@@ -39,10 +39,14 @@ class Answering:
     Args:
         log: Where answers are kept; None keeps none.
         batcher: For versions that it is used for; None answers each request alone.
+
+    Attributes:
+        running: Requests that were let in and are not answered yet, by every protocol together; counted where they come
+            in, as that is before they are read.
     """
 
     def __init__(self, *, log: PredictionLog | None = None, batcher: Batcher | None = None) -> None:
-        self._log, self._batcher = log, batcher
+        self._log, self._batcher, self.running = log, batcher, 0
         self._threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="answer")
 
     async def answer(self, slot: Slot, batch: Batch, *, request_id: str, started: float, received: float) -> Answer:
@@ -79,10 +83,6 @@ class Answering:
         if not aside:
             return work(*arguments)
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
-
-    def close(self) -> None:
-        """End the threads."""
-        self._threads.shutdown(cancel_futures=True)
 
     async def _in_passes(self, slot: Slot, batch: Batch) -> Answer:
         step = max(1, int(PASS_SECONDS / slot.row_seconds))

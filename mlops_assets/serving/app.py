@@ -24,7 +24,7 @@ from starlette.routing import Match, Route
 from mlops_assets.serving import http_json, http_v2, v2
 from mlops_assets.serving.answering import Answering
 from mlops_assets.serving.http_about import About
-from mlops_assets.serving.http_call import RETRY, Call, Refusal, Reply, route
+from mlops_assets.serving.http_call import RETRY, Call, Refusal, Reply, require_json, route
 from mlops_assets.serving.limits import Condition, Limits, LimitsMiddleware
 from mlops_assets.serving.slot import Answer, Batch, Slot
 from mlops_assets.serving.slots import Slots
@@ -73,8 +73,8 @@ class _Predictions:
     async def infer(self, call: Call) -> Reply:
         """The Open Inference Protocol v2."""
         slot = self._slot(call, "v2")
-        body = await call.body()
         length = call.headers.get(b"inference-header-content-length")
+        body = await call.body(self._limits.json_bytes if length is None else None)
         request, batch = await self._answering.run(len(body) > INLINE_BYTES, self._read_v2, slot, body, length)
         call.request_id = request.id or call.request_id
         answer = await self._answer(call, slot, batch)
@@ -90,7 +90,7 @@ class _Predictions:
     async def predict(self, call: Call) -> Reply:
         """Rows by column name."""
         slot = self._slot(call, "json")
-        body = await call.body()
+        body = await call.body(self._limits.json_bytes)
         batch = await self._answering.run(len(body) > INLINE_BYTES, http_json.records, slot, body, self._limits)
         return await self._described_answer(call, slot, batch)
 
@@ -107,7 +107,7 @@ class _Predictions:
         slot = self._slot(call, "invocations")
         if call.media_type == b"text/csv":
             raise Refusal(415, "tables as text/csv are not taken here; send JSON, such as 'dataframe_split'")
-        body = await call.body()
+        body = await call.body(self._limits.json_bytes)
         batch = await self._answering.run(len(body) > INLINE_BYTES, http_json.scoring, slot, body, self._limits)
         answer = await self._answer(call, slot, batch)
         return Reply(orjson.dumps({"predictions": answer.labels}))
@@ -115,7 +115,7 @@ class _Predictions:
     async def feedback(self, call: Call) -> Reply:
         """A label that came later."""
         slot = call.take_slot(self._slots)
-        given = http_json.feedback(slot, await call.body())
+        given = http_json.feedback(slot, await call.body(self._limits.json_bytes))
         if self._log is None:
             raise Refusal(404, "this server keeps no prediction log, so it takes no labels either")
         if not self._log.feedback(
@@ -133,6 +133,8 @@ class _Predictions:
             raise Refusal(
                 400, "Inference-Header-Content-Length must be a whole number", field="inference-header-content-length"
             )
+        if length is not None:
+            require_json(int(length), self._limits.json_bytes)
         request = http_v2.parse(body, None if length is None else int(length))
         for tensor in request.tensors.values():
             self._limits.require_rows(tensor.shape[0])
@@ -155,10 +157,17 @@ class ModelServer(FastAPI):
 
     Attributes:
         condition: Of the process, for who starts and stops it.
+        answering: Of the process, for its other protocols.
     """
 
     def __init__(
-        self, predictions: _Predictions, about: About, *, condition: Condition, limited: Callable[[ASGIApp], ASGIApp]
+        self,
+        predictions: _Predictions,
+        about: About,
+        *,
+        condition: Condition,
+        answering: Answering,
+        limited: Callable[[ASGIApp], ASGIApp],
     ) -> None:
         routes = predictions.routes()
         super().__init__(
@@ -170,7 +179,7 @@ class ModelServer(FastAPI):
             redirect_slashes=False,
             telemetry={"tracing": False, "metrics": False, "logs": False},  # else the environment is read each time
         )
-        self.condition = condition
+        self.condition, self.answering = condition, answering
         self._about, self._most_asked = about, routes[:2]
         self._limited = limited(self._dispatch)
 
@@ -210,12 +219,15 @@ def create_app(
         metrics: What is counted; None counts nothing.
         batcher: What answers for several requests at once; None answers each alone.
     """
-    condition = Condition()
+    condition, answering = Condition(), Answering(log=log, batcher=batcher)
     return ModelServer(
-        _Predictions(slots, limits, log, Answering(log=log, batcher=batcher)),
+        _Predictions(slots, limits, log, answering),
         About(slots, limits, metrics, condition),
         condition=condition,
-        limited=partial(LimitsMiddleware, limits=limits, slots=slots, condition=condition, metrics=metrics),
+        answering=answering,
+        limited=partial(
+            LimitsMiddleware, limits=limits, slots=slots, answering=answering, condition=condition, metrics=metrics
+        ),
     )
 
 

@@ -8,7 +8,7 @@ loads pandera. Checks of the schema for a whole table are of data sets, and not 
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pandera.polars import DataFrameSchema
 
 _SHOWN: Final = 60  # characters of a value in a sentence
+_WITHHELD: Final = "a value"
 
 
 class InvalidInput(MlopsError):
@@ -48,9 +49,13 @@ class Checks:
     Args:
         contract: What raw rows look like.
         schema: The pipeline's schema; called only where it has checks that are not built in.
+        left_out: Columns whose values no sentence may have, since sentences are logged.
     """
 
-    def __init__(self, contract: RawContract, schema: Callable[[], DataFrameSchema]) -> None:
+    def __init__(
+        self, contract: RawContract, schema: Callable[[], DataFrameSchema], left_out: Collection[str] = ()
+    ) -> None:
+        self._left_out = frozenset(left_out)
         self._types = {one.name: one.polars_type for one in contract.inputs}
         self._ignored = {contract.key, contract.target}
         self._required = [one.name for one in contract.inputs if one.required]
@@ -70,7 +75,11 @@ class Checks:
         given: dict[str, None] = {}
         for number, row in enumerate(rows):
             if not isinstance(row, Mapping):
-                raise InvalidInput(f"row {number} is {_show(row)}, not an object of values by column name", row=number)
+                raise InvalidInput(
+                    f"row {number} is {_WITHHELD if self._left_out else _show(row)}, not an object of values by column "
+                    "name",
+                    row=number,
+                )
             given.update(dict.fromkeys(row))
         if given.keys() <= self._ignored:
             given = dict.fromkeys(self._required)  # a row of nothing is one of nulls
@@ -89,7 +98,11 @@ class Checks:
         for name in self._needed:
             if name not in columns:
                 raise InvalidInput(f"column '{name}' is missing", field=name)
-        made = {name: _typed(name, columns[name], dtype) for name, dtype in self._types.items() if name in columns}
+        made = {
+            name: _typed(name, columns[name], dtype, self._shown(name))
+            for name, dtype in self._types.items()
+            if name in columns
+        }
         lengths = {len(one) for one in made.values()}
         if len(lengths) > 1:
             raise InvalidInput("the columns differ in length: each must have one value for each row")
@@ -123,7 +136,7 @@ class Checks:
                 _require_full(frame[name])
         for one in self._verdicts:
             if one.column in frame.columns and (row := one.refuses(frame[one.column])) is not None:
-                raise _refused(one, row, frame[one.column][row])
+                raise _refused(one, row, self._shown(one.column)(frame[one.column][row]))
         self._require_own(frame)
 
     def require_arrays(self, columns: Mapping[str, NDArray[Any]]) -> None:
@@ -134,7 +147,7 @@ class Checks:
         """
         for one in self._verdicts:
             if (row := one.refuses_array(columns[one.column])) is not None:
-                raise _refused(one, row, columns[one.column][row].item())
+                raise _refused(one, row, self._shown(one.column)(columns[one.column][row].item()))
         if self._own is not None:
             self._require_own(pl.DataFrame(dict(columns)))
 
@@ -144,14 +157,20 @@ class Checks:
         from mlops_assets.data.validation import validate
 
         for failure in validate(frame, self._own).failures:
+            private = failure.column in self._left_out
             if not failure.rows:
-                raise InvalidInput(failure.message, field=failure.column or "")
-            row = failure.rows[0] - 1
+                said = f"column '{failure.column}' is refused by {failure.check}" if private else failure.message
+                raise InvalidInput(said, field=failure.column or "")
+            row, value = failure.rows[0] - 1, _WITHHELD if private else failure.values[0]
             raise InvalidInput(
-                f"row {row}, column '{failure.column}': {failure.values[0]} is refused by {failure.check}",
+                f"row {row}, column '{failure.column}': {value} is refused by {failure.check}",
                 field=failure.column or "",
                 row=row,
             )
+
+    def _shown(self, name: str) -> Callable[[object], str]:
+        """How a sentence tells a value of a column."""
+        return _withhold if name in self._left_out else _show
 
 
 class Declared(NamedTuple):
@@ -203,16 +222,16 @@ def _require_full(values: pl.Series) -> None:
         raise InvalidInput(f"row {row}, column '{values.name}': a value is needed", field=values.name, row=row)
 
 
-def _refused(verdict: Verdict, row: int, value: Any) -> InvalidInput:
+def _refused(verdict: Verdict, row: int, shown: str) -> InvalidInput:
     told = _show({name: one for name, one in verdict.statistics.items() if one is not None}, 200)
     return InvalidInput(
-        f"row {row}, column '{verdict.column}': {_show(value)} is refused by {verdict.name} ({told[1:-1]})",
+        f"row {row}, column '{verdict.column}': {shown} is refused by {verdict.name} ({told[1:-1]})",
         field=verdict.column,
         row=row,
     )
 
 
-def _typed(name: str, values: Any, dtype: Any) -> pl.Series:
+def _typed(name: str, values: Any, dtype: Any, show: Callable[[object], str]) -> pl.Series:
     """A column in its type.
 
     Raises:
@@ -220,14 +239,14 @@ def _typed(name: str, values: Any, dtype: Any) -> pl.Series:
     """
     if isinstance(values, np.ndarray):
         values = _flat(name, values)
-    made = values.alias(name) if isinstance(values, pl.Series) else _series(name, values, dtype)
+    made = values.alias(name) if isinstance(values, pl.Series) else _series(name, values, dtype, show)
     if made.dtype == dtype:
         return made
     typed = _cast(made, dtype)
     wrong = typed.is_null() & made.is_not_null()
     if wrong.any():
         row = int(wrong.arg_true()[0])
-        raise _not_of(name, row, made[row], dtype)
+        raise _not_of(name, row, show(made[row]), dtype)
     return typed
 
 
@@ -245,10 +264,10 @@ def _cast(made: pl.Series, dtype: Any) -> pl.Series:
     return made.cast(dtype, strict=False)
 
 
-def _series(name: str, values: Any, dtype: Any) -> pl.Series:
+def _series(name: str, values: Any, dtype: Any, show: Callable[[object], str]) -> pl.Series:
     """Values as JSON has them; of one kind, so that `true` is no number and a number no text."""
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
-        raise InvalidInput(f"column '{name}' is {_show(values)}, not a list of values", field=name)
+        raise InvalidInput(f"column '{name}' is {show(values)}, not a list of values", field=name)
     native, kind, made_of = _ways(dtype)
     if set(map(type, values)) <= {kind, type(None)}:
         try:
@@ -260,7 +279,7 @@ def _series(name: str, values: Any, dtype: Any) -> pl.Series:
         try:
             made.append(None if value is None else made_of(value))
         except (TypeError, ValueError, OverflowError):
-            raise _not_of(name, row, value, dtype) from None
+            raise _not_of(name, row, show(value), dtype) from None
     return pl.Series(name, made, native)
 
 
@@ -327,8 +346,12 @@ def _flat(name: str, values: np.ndarray[Any, Any]) -> pl.Series:
         raise InvalidInput(f"'{name}' has a value that is no text in UTF-8", field=name) from None
 
 
-def _not_of(name: str, row: int, value: object, dtype: Any) -> InvalidInput:
-    return InvalidInput(f"row {row}, column '{name}': {_show(value)} is not {dtype}", field=name, row=row)
+def _not_of(name: str, row: int, shown: str, dtype: Any) -> InvalidInput:
+    return InvalidInput(f"row {row}, column '{name}': {shown} is not {dtype}", field=name, row=row)
+
+
+def _withhold(value: object) -> str:  # noqa: ARG001  in the place of `_show`
+    return _WITHHELD
 
 
 def _show(value: object, length: int = _SHOWN) -> str:

@@ -55,7 +55,7 @@ class Input(BaseModel):
         categories: Of an Enum.
         unit: Of a Datetime: ms, us or ns.
         nullable: Whether it may be null.
-        required: Whether the features function needs it; one that it does not need is checked when it is given.
+        required: Whether the features function needs it. It is given the others too, checked, and null where they lack.
         checks: Built-in checks.
         custom: Whether the schema has other checks of it that judge each row for itself.
         custom_places: Which of the schema's checks of this column those are, from 0.
@@ -94,6 +94,7 @@ class RawContract(BaseModel):
         functions: `features` and `schema` as FILE.py:FUNCTION in the pipeline's folder.
         sample: Raw rows, as JSON has them; of an image its pixels in base64, row by row. None where `unservable`.
         image_shape: Height, width and channels of a raw image; empty for tables.
+        hidden: Columns whose values in the sample say nothing of anybody.
         unservable: Why single rows cannot be answered; empty when they can.
     """
 
@@ -111,6 +112,7 @@ class RawContract(BaseModel):
     sources: dict[str, str]
     functions: dict[str, str]
     sample: tuple[Any, ...]
+    hidden: tuple[str, ...] = ()
     unservable: str = ""
 
     def to_bytes(self) -> bytes:

@@ -1,8 +1,8 @@
 """A pipeline's serving contract, made when its features are.
 
-Belongs here: which raw columns the features function needs, whether rows that come alone get the features of training,
-and the code and sample rows that are kept. Not here: what a contract says (`contract.py`), and what training adds to it
-(`assets/contract.py`).
+Belongs here: what is said of columns and images, and the code and sample rows that are kept. Not here: whether rows
+that come alone get the features of training (`contract_probe.py`), what a contract says (`contract.py`), and what
+training adds to it (`assets/contract.py`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,16 @@ from mlops_assets.data.config import ImagesConfig
 from mlops_assets.fingerprint import PACKAGE_ROOT, sources
 from mlops_assets.serving.checks import Declared, declared
 from mlops_assets.serving.contract import BUILT_IN, Check, ContractError, Input, RawContract
+from mlops_assets.serving.contract_probe import (
+    ALONE,
+    SAMPLE_ROWS,
+    can_be_sent,
+    compositions,
+    needed_columns,
+    probe_rows,
+    said,
+    why_not_by_row,
+)
 from mlops_assets.serving.features import image_features, table_features
 
 if TYPE_CHECKING:
@@ -29,20 +39,11 @@ if TYPE_CHECKING:
     from pandera import polars as pa
     from pandera.polars import DataFrameSchema
 
-    Compute = Callable[[pl.DataFrame, Sequence[str]], NDArray[np.float32]]
-    """Features of raw rows by some of their columns, as they are computed in service."""
-
-SAMPLE_ROWS: Final = 5
 SAMPLE_BYTES: Final = 1 << 20
 """Of sample images; there are at least two."""
 
-TYPES: Final = frozenset(
-    {
-        *("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64", "Float32", "Float64"),
-        *("String", "Boolean", "Date", "Datetime", "Time", "Categorical", "Enum"),
-    }
-)
-"""Of the columns that a request can carry."""
+PROBE_BYTES: Final = 1 << 24
+"""Of images that are tried; there are at least as many as a sample has."""
 
 
 def collect_sources(files: Sequence[Path], root: Path) -> dict[str, str]:
@@ -110,22 +111,25 @@ def table_contract(
     columns = [name for name in frame.columns if name not in apart]
     key_type = _key_type(frame.schema[key])
     compute = partial(_compute, features, {"key": key, "key_type": key_type, "target": target, "features": names})
-    rows = _some_rows(frame, made, key, target)
-    wanted = _of_training(made, names, rows[key], key)
-    unservable = _why_not_by_row(compute, rows, columns, wanted)
-    needed = columns if unservable else _needed(compute, rows, columns, wanted)
-    strange = [name for name in columns if not _can_be_sent(frame.schema[name])]
-    if unreachable := [name for name in needed if name in strange]:
-        unservable = unservable or f"column '{unreachable[0]}' is of a type that no request can carry"
+    text = pl.col(key).cast(pl.String)
+    kept = frame.join(made.select(text), left_on=text, right_on=key, how="semi", maintain_order="left")
+    rows, count = probe_rows(kept, target, columns)
+    sample, wanted = rows.head(count), _of_training(made, names, rows[key], key)
+    unservable = why_not_by_row(compute, rows, columns, wanted, private=bool(left_out))
     told = declared(schema, frame)
+    offered = {name for name in columns if name in told and can_be_sent(frame.schema[name])}
+    needed = columns if unservable else needed_columns(compute, rows, columns, wanted, kept=kept, offered=offered)
+    strange = [name for name in needed if not can_be_sent(frame.schema[name])]
+    if strange and not unservable:
+        unservable = f"column '{strange[0]}' is of a type that no request can carry"
     inputs = [
-        _input(name, rows[name], told.get(name), required=name in needed)
+        _input(name, sample[name], told.get(name), required=name in needed)
         for name in columns
-        if name not in strange and (name in needed or name in told)
+        if name in offered or (name in needed and name not in strange)
     ]
-    sample = _hidden(rows, frame, [one for one in inputs if one.name in left_out])
+    sample, wanted = _hidden(sample, frame, [one for one in inputs if one.name in left_out]), wanted[:count]
     if left_out and not unservable:
-        unservable, wanted = _of_hidden(compute, sample, needed)
+        unservable, wanted = _of_hidden(compute, sample, [one.name for one in inputs])
     contract = RawContract(
         kind="table",
         inputs=tuple(inputs),
@@ -133,6 +137,7 @@ def table_contract(
         key_type=key_type,
         target=target,
         sample=() if unservable else tuple(_as_records(sample.select([one.name for one in inputs]))),
+        hidden=tuple(sorted(left_out)),
         unservable=unservable,
         **rest,
     )
@@ -169,15 +174,7 @@ def images_contract(
     """
     chosen = np.union1d(table[target].is_first_distinct().arg_true().to_numpy(), np.arange(min(2, len(pixels))))
     chosen = chosen[: max(2, min(SAMPLE_ROWS, SAMPLE_BYTES // math.prod(pixels.shape[1:])))]
-    unservable = ""
-    for rows in (chosen, *chosen[:, np.newaxis]):
-        try:
-            alone = image_features(features, pixels[rows], made.shape[1:])
-        except Exception as error:  # noqa: BLE001  a user's function may raise anything, and that is the finding
-            unservable = f"the features function fails on a few images ({_said(error)})"
-        else:
-            if not np.array_equal(alone, made[rows]):
-                unservable = "the features function makes something else of an image alone than among the others"
+    unservable = _why_not_by_image(features, pixels, made, _some_images(table, chosen, pixels[0].nbytes))
     told = declared(schema, table)
     # of what is resized, the schema means the sizes before, and a request may have pixels alone
     described = ["mean"] if images.size else ["height", "width", "mean"]
@@ -217,25 +214,34 @@ def _require_relative(name: str, text: str, base: Path) -> None:
             )
 
 
+def _some_images(table: pl.DataFrame, sample: NDArray[Any], size: int) -> NDArray[Any]:
+    """The sample, the brightest and the darkest image, and some at random, within a number of bytes."""
+    count = min(table.height, ALONE, max(SAMPLE_ROWS, PROBE_BYTES // size))
+    chance = np.random.default_rng(0).choice(table.height, count, replace=False)
+    ends = [table["mean"].arg_max(), table["mean"].arg_min()]
+    return np.array(list(dict.fromkeys([*sample.tolist(), *ends, *chance.tolist()])))
+
+
+def _why_not_by_image(
+    features: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
+    pixels: NDArray[np.uint8],
+    made: NDArray[np.uint8],
+    places: NDArray[Any],
+) -> str:
+    """Why an image alone is not to the model what it was in training; empty when it is."""
+    for chosen in compositions(len(places)):
+        rows = places[chosen]
+        try:
+            alone = image_features(features, pixels[rows], made.shape[1:])
+        except Exception as error:  # noqa: BLE001  a user's function may raise anything, and that is the finding
+            return f"the features function fails on a few images ({said(error, private=False)})"
+        if not np.array_equal(alone, made[rows]):
+            return "the features function makes something else of an image alone than among the others"
+    return ""
+
+
 def _key_type(dtype: Any) -> str:
     return "Int64" if dtype.is_integer() else "Float64" if dtype.is_float() else "String"
-
-
-def _can_be_sent(dtype: Any) -> bool:
-    return _type_name(dtype) in TYPES and getattr(dtype, "time_zone", None) is None
-
-
-def _some_rows(frame: pl.DataFrame, made: pl.DataFrame, key: str, target: str) -> pl.DataFrame:
-    """A few rows of different classes, in an order of their own, so that features of neighbours show.
-
-    They are rows that the features function keeps; those come first whose numbers JSON has.
-    """
-    text = pl.col(key).cast(pl.String)
-    kept = frame.join(made.select(text), left_on=text, right_on=key, how="semi", maintain_order="left")
-    finite = pl.all_horizontal(pl.lit(value=True), cs.float().is_finite().fill_null(value=True))
-    marks = kept.select(finite.alias("finite"), pl.col(target).is_first_distinct().alias("first"))
-    order = marks.with_row_index().sort("finite", "first", descending=True, maintain_order=True)["index"]
-    return kept[order.head(SAMPLE_ROWS)].reverse()
 
 
 def _compute(
@@ -244,54 +250,16 @@ def _compute(
     return table_features(function, rows, columns=list(columns), **known)
 
 
-def _why_not_by_row(compute: Compute, rows: pl.DataFrame, columns: Sequence[str], wanted: NDArray[np.float32]) -> str:
-    """Why features of rows that come alone and without a target are not those of training; empty when they are."""
-    places = range(rows.height)
-    try:
-        for chosen in (list(places), list(reversed(places)), *([place] for place in places)):
-            if not np.array_equal(compute(rows[chosen], columns), wanted[chosen], equal_nan=True):
-                return "the features of a row depend on other rows, its key or its target; alone it has other ones"
-    except Exception as error:  # noqa: BLE001  a user's function may raise anything, and that is the finding
-        return f"the features function fails on a few rows without a target ({_said(error)})"
-    return ""
-
-
-def _needed(compute: Compute, rows: pl.DataFrame, columns: Sequence[str], wanted: NDArray[np.float32]) -> list[str]:
-    """The columns that the features function needs.
-
-    One that it does not need may be missing, and may have other values: the function may sum all columns of a kind,
-    and the sample's be zero.
-    """
-    needed = list(columns)
-    for name in columns:
-        rest = [one for one in needed if one != name]
-        try:
-            other = rows.with_columns(_changed(rows[name]))
-            if all(np.array_equal(made, wanted) for made in (compute(rows, rest), compute(other, needed))):
-                needed = rest
-        except Exception:  # noqa: BLE001, S110  without a column that it needs, a function may raise anything
-            pass
-    return needed
-
-
-def _changed(values: pl.Series) -> pl.Series:
-    """A column with another value in each row, where that is easy to say."""
-    if values.dtype.is_numeric():
-        return (values.fill_null(0) + 1).cast(values.dtype, wrap_numerical=True)
-    if values.dtype == pl.Boolean:
-        return ~values.fill_null(value=False)
-    if values.dtype == pl.String:
-        return values.fill_null("") + "x"
-    return values.clear(len(values))
-
-
-def _of_hidden(compute: Compute, rows: pl.DataFrame, columns: Sequence[str]) -> tuple[str, NDArray[np.float32]]:
+def _of_hidden(
+    compute: Callable[..., NDArray[np.float32]], rows: pl.DataFrame, columns: Sequence[str]
+) -> tuple[str, NDArray[np.float32]]:
     """Why the features of rows without personal values cannot be computed, or an empty text; and the features."""
     try:
         made = compute(rows, columns)
     except Exception as error:  # noqa: BLE001  as above
-        return f"the features function fails on made-up values of left-out columns ({_said(error)})", np.empty(
-            (0, 0), np.float32
+        return (
+            f"the features function fails on made-up values of left-out columns ({said(error, private=True)})",
+            np.empty((0, 0), np.float32),
         )
     problem = "" if np.isfinite(made).all() else "there are no features of made-up values of left-out columns"
     return problem, made
@@ -387,8 +355,3 @@ def _made_up(column: Input, values: pl.Series) -> Any:
 def _as_records(rows: pl.DataFrame) -> list[dict[str, Any]]:
     """Rows as JSON has them."""
     return rows.with_columns(cs.temporal().cast(pl.String)).to_dicts()
-
-
-def _said(error: Exception) -> str:
-    """An error in one line: the first of its own, since that of Polars goes on."""
-    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import logging
-import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -26,7 +25,7 @@ from mlops_assets.serving import open_inference_pb2 as messages
 from mlops_assets.serving import v2
 from mlops_assets.serving.answering import Answering
 from mlops_assets.serving.batcher import QueueFull
-from mlops_assets.serving.http_call import made_id
+from mlops_assets.serving.http_call import ID, made_id
 from mlops_assets.serving.slots import NotServed, Slots
 
 if TYPE_CHECKING:
@@ -60,7 +59,6 @@ _CONTENTS: Final = {
 }
 """The field that has a datatype's values; FP16 has none, and comes raw."""
 
-_ID: Final = re.compile(r"[!-~]{1,128}")
 _VERSION: Final = importlib.metadata.version("mlops-assets")
 
 _Metadata = tuple[tuple[str, str], ...]
@@ -86,9 +84,10 @@ async def serve_grpc(
     port: int,
     *,
     limits: Limits,
-    log: PredictionLog | None,
+    log: PredictionLog | None = None,
     metrics: Metrics | None,
     batcher: Batcher | None = None,
+    answering: Answering | None = None,
     ready: Callable[[], bool] = lambda: True,
 ) -> grpc.aio.Server:
     """Serve in the running event loop; `await server.stop(SECONDS)` lets begun calls end, and refuses others.
@@ -101,6 +100,7 @@ async def serve_grpc(
         log: Where answers are kept; None keeps none.
         metrics: What is counted; None counts nothing.
         batcher: What answers for several requests at once; None answers each alone.
+        answering: The process's, where it answers over HTTP too; None makes one of `log` and `batcher`.
         ready: Whether the process should be sent requests.
 
     Raises:
@@ -112,9 +112,8 @@ async def serve_grpc(
         ("grpc.max_send_message_length", -1),
     ]
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=limits.concurrency + SPARE)
-    server.add_generic_rpc_handlers(
-        (_Service(slots, Answering(log=log, batcher=batcher), limits, metrics, ready).handlers(),)
-    )
+    answering = answering or Answering(log=log, batcher=batcher)
+    server.add_generic_rpc_handlers((_Service(slots, answering, limits, metrics, ready).handlers(),))
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         server.add_insecure_port(address)
@@ -138,7 +137,6 @@ class _Service:
     ) -> None:
         self._slots, self._answering, self._limits, self._metrics = slots, answering, limits, metrics
         self._ready = ready
-        self._running = 0
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """What gRPC calls, by the published names.
@@ -204,14 +202,14 @@ class _Service:
 
     async def _model_infer(self, data: bytes, context: grpc.aio.ServicerContext) -> bytes:
         call = _Call(context)
-        if self._running >= self._limits.concurrency:
+        if self._answering.running >= self._limits.concurrency:
             refusal = _Refused(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 "the server has as many requests as it can take; try again",
                 "shed",
             )
             await self._end(call, refusal)
-        self._running += 1
+        self._answering.running += 1
         if self._metrics is not None:
             self._metrics.in_flight.inc()
         try:
@@ -221,7 +219,7 @@ class _Service:
             await self._end(call, error)
             raise
         finally:
-            self._running -= 1
+            self._answering.running -= 1
             if self._metrics is not None:
                 self._metrics.in_flight.dec()
         context.set_trailing_metadata(call.metadata())
@@ -231,7 +229,7 @@ class _Service:
     async def _infer(self, call: _Call, data: bytes) -> bytes:
         asked = _parsed(messages.ModelInferRequest, data)
         if asked.id:
-            if not _ID.fullmatch(asked.id):
+            if not ID.fullmatch(asked.id):
                 raise v2.V2Error("'id' must be a text of 1 to 128 visible ASCII characters, without spaces")
             call.request_id = asked.id
         call.name = asked.model_name
@@ -300,7 +298,7 @@ class _Call:
         self.context = context
         self.started, self.received = time.perf_counter(), time.time()
         given = next((value for key, value in context.invocation_metadata() if key == "x-request-id"), "")
-        self.request_id = given if isinstance(given, str) and _ID.fullmatch(given) else made_id()
+        self.request_id = given if isinstance(given, str) and ID.fullmatch(given) else made_id()
         self.name, self.rows = "", 0
         self.slot: Slot | None = None
 

@@ -40,7 +40,9 @@ KEY: Final = "mlops.call"
 JSON: Final = b"application/json"
 RETRY: Final = ((b"retry-after", b"1"),)
 
-_ID: Final = re.compile(rb"[!-~]{1,128}")
+ID: Final = re.compile(r"[!-~]{1,128}")
+"""Request ids that are taken from clients."""
+
 _PREFIX: Final = secrets.token_hex(8)
 _NUMBERS: Final = itertools.count()
 
@@ -137,8 +139,8 @@ class Call:
         self.scope = scope
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.started, self.received = time.perf_counter(), time.time()
-        given = self.headers.get(b"x-request-id")
-        self.request_id = given.decode() if given is not None and _ID.fullmatch(given) else made_id()
+        given = self.headers.get(b"x-request-id", b"").decode("latin-1")
+        self.request_id = given if ID.fullmatch(given) else made_id()
         self.slot: Slot | None = None
         self.protocol, self.rows, self.status, self.body_read = "", 0, 0, False
         self._receive, self._most_bytes = receive, most_bytes
@@ -159,17 +161,26 @@ class Call:
         self.body_read = not message.get("more_body", False)
         return message
 
-    async def body(self) -> bytes:
+    async def body(self, most_json: int | None = None) -> bytes:
         """All of the body.
+
+        Args:
+            most_json: Bytes that it may have, when it is JSON.
 
         Raises:
             Refusal: It is larger than allowed (413), or compressed (415).
             Disconnected: The client went before it was complete.
         """
         self.require_plain()
+        if most_json is not None:
+            require_json(int(self.headers.get(b"content-length", b"0")), most_json)
         parts: list[bytes] = []
+        size = 0
         while not self.body_read:
             parts.append((await self.receive()).get("body", b""))
+            size += len(parts[-1])
+            if most_json is not None:
+                require_json(size, most_json)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def take_slot(self, slots: Slots) -> Slot:
@@ -253,6 +264,16 @@ Handler = Callable[[Call], Awaitable[Reply]]
 def made_id() -> str:
     """A request id that no other process and no other request has."""
     return f"{_PREFIX}-{next(_NUMBERS):x}"
+
+
+def require_json(size: int, most: int) -> None:
+    """Refuse JSON of more bytes than a process takes.
+
+    Raises:
+        Refusal: With 413.
+    """
+    if size > most:
+        raise Refusal(413, f"this server takes {most} bytes of JSON; send fewer rows at once, or binary tensors")
 
 
 def too_large() -> Refusal:

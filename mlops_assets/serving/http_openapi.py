@@ -70,8 +70,8 @@ def openapi(slots: Sequence[Slot], limits: Limits, version: str) -> Document:
             "title": "Model server",
             "version": version,
             "description": f"Answers with the promoted version of each pipeline. A request may have {limits.rows} rows "
-            f"and {limits.bytes} bytes, and is answered within {limits.seconds:g} s. Every answer names its version "
-            "(`x-model-version`) and request (`x-request-id`).",
+            f"and {limits.bytes} bytes, {limits.json_bytes} of them JSON, and is answered within {limits.seconds:g} s. "
+            "Every answer names its version (`x-model-version`) and request (`x-request-id`).",
         },
         "paths": paths,
         "components": {"schemas": {"Error": _error()}},
@@ -125,7 +125,7 @@ def _general() -> dict[str, Document]:
 
 
 def _pipeline(slot: Slot) -> dict[str, Document]:
-    name, contract = slot.pipeline, slot.contract
+    name, contract = slot.pipeline, slot.public
     row, example = _rows(contract)
     metadata = model_metadata(slot)
     infer = _post(slot, "Open Inference Protocol v2", _v2_request(metadata), _v2_example(contract, metadata))

@@ -5,14 +5,14 @@ Belongs here: requests from bytes, answers to bytes. Not here: tensors themselve
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from mlops_assets.serving.http_call import ID
 from mlops_assets.serving.v2 import (
     LABEL,
     OUTPUTS,
@@ -23,8 +23,6 @@ from mlops_assets.serving.v2 import (
     to_raw,
     unknown_output,
 )
-
-_ID: Final = re.compile(r"[!-~]{1,128}")
 
 
 class Request(NamedTuple):
@@ -61,7 +59,7 @@ def parse(body: bytes, header_length: int | None) -> Request:
     if not isinstance(document, dict):
         raise V2Error("the request must be a JSON object with 'inputs'")
     request_id = document.get("id") or None
-    if request_id is not None and not (isinstance(request_id, str) and _ID.fullmatch(request_id)):
+    if request_id is not None and not (isinstance(request_id, str) and ID.fullmatch(request_id)):
         raise V2Error("'id' must be a text of 1 to 128 visible ASCII characters, without spaces")
     inputs = document.get("inputs")
     if not isinstance(inputs, list) or not inputs:

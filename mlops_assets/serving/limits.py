@@ -19,10 +19,15 @@ from mlops_assets.serving.http_call import KEY, RETRY, Call, Disconnected, Refus
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from mlops_assets.serving.answering import Answering
     from mlops_assets.serving.metrics import Metrics, Outcome
     from mlops_assets.serving.slots import Slots
 
 CLOSE: Final = (b"connection", b"close")
+
+JSON_BYTES: Final = 4 << 20
+"""Of JSON in a request: parsed, it takes up to 30 times as much memory, and everybody waits for it, in whatever thread
+that is. It is enough for the most rows of 400 bytes."""
 
 SHARE: Final = 0.75
 """Of the requests at once that one pipeline may have when there are others, which the rest is kept for."""
@@ -44,7 +49,7 @@ class Limits:
     """Of one process.
 
     Attributes:
-        bytes: In the body of a request.
+        bytes: In the body of a request, with files and binary tensors.
         rows: In a request.
         concurrency: Requests at once.
         seconds: From a request's beginning to its answer.
@@ -54,6 +59,11 @@ class Limits:
     rows: int = 10_000
     concurrency: int = 64
     seconds: float = 30.0
+
+    @property
+    def json_bytes(self) -> int:
+        """Of JSON in the body of a request."""
+        return min(self.bytes, JSON_BYTES)
 
     def require_rows(self, count: int) -> None:
         """Refuse more rows than a request may have.
@@ -86,16 +96,23 @@ class LimitsMiddleware:
         app: What answers.
         limits: To hold requests to.
         slots: The pipelines that share the process.
+        answering: Where the process counts its requests.
         condition: Of the process.
         metrics: To count in.
     """
 
     def __init__(
-        self, app: ASGIApp, *, limits: Limits, slots: Slots, condition: Condition, metrics: Metrics | None
+        self,
+        app: ASGIApp,
+        *,
+        limits: Limits,
+        slots: Slots,
+        answering: Answering,
+        condition: Condition,
+        metrics: Metrics | None,
     ) -> None:
-        self._app, self._limits, self._slots = app, limits, slots
+        self._app, self._limits, self._slots, self._answering = app, limits, slots, answering
         self._condition, self._metrics = condition, metrics
-        self._running = 0
         self._by_pipeline: Counter[str] = Counter()
         self._share = max(1, int(limits.concurrency * SHARE))
 
@@ -129,14 +146,14 @@ class LimitsMiddleware:
             if refusal.status != 413:
                 self._observe(call, name, "shed")
             return
-        self._running += 1
+        self._answering.running += 1
         self._by_pipeline[name] += 1
         if self._metrics is not None:
             self._metrics.in_flight.inc()
         try:
             await self._timed(call, answer)
         finally:
-            self._running -= 1
+            self._answering.running -= 1
             self._by_pipeline[name] -= 1
             if not self._by_pipeline[name]:
                 del self._by_pipeline[name]
@@ -148,7 +165,7 @@ class LimitsMiddleware:
         length = call.headers.get(b"content-length")
         if length is not None and int(length) > self._limits.bytes:  # the server has refused what is no number
             return too_large()
-        if self._running >= self._limits.concurrency:
+        if self._answering.running >= self._limits.concurrency:
             return Refusal(503, "the server has as many requests as it can take; try again", headers=RETRY)
         if self._by_pipeline[name] >= self._share and len(self._slots.names()) > 1:
             return Refusal(429, f"'{name}' has its share of this server's requests; try again", headers=RETRY)

@@ -91,10 +91,11 @@ class Slot:
         weakref.finalize(self, forget, self.package).atexit = False
         self.row_seconds = 0.0
         self._classes = np.array(contract.classes, dtype=object)
-        self._columns = [one.name for one in contract.inputs if one.required]
+        self._columns = [one.name for one in contract.inputs]
+        self._absent = [pl.Series(one.name, [None], one.polars_type) for one in contract.inputs if not one.required]
         try:
             self._features = self._function("features")
-            self._checks = Checks(contract, self._schema)
+            self._checks = Checks(contract, self._schema, self.serving.log.leave_out)
             self._predictor = Predictor(folder / MODEL, threads=threads, gpu=True)
         except (FunctionError, PredictError) as error:
             raise SlotError(f"version {self.version} of {self.pipeline} cannot be loaded: {error}") from error
@@ -121,6 +122,33 @@ class Slot:
         slot = cls(folder, pointer, contract, threads=threads)
         slot._prove()
         return slot
+
+    @property
+    def exposed(self) -> list[str]:
+        """Columns that were left out after the training: the sample rows still have their values."""
+        columns = {one.name for one in self.contract.inputs}
+        return [one for one in self.serving.log.leave_out if one in columns and one not in self.contract.hidden]
+
+    @property
+    def public(self) -> Contract:
+        """The contract as anybody may see it: without the sample's values of exposed columns."""
+        if not self.exposed:
+            return self.contract
+        hidden = dict.fromkeys(self.exposed)
+        return self.contract.model_copy(update={"sample": tuple({**row, **hidden} for row in self.contract.sample)})
+
+    def require_shareable(self) -> None:
+        """Refuse to let sample rows out that have what is to be left out.
+
+        Raises:
+            SlotError: They were taken before it was.
+        """
+        if self.exposed:
+            names = ", ".join(self.exposed)
+            raise SlotError(
+                f"the sample rows of version {self.version} of {self.pipeline} have values of {names}, which is left "
+                f"out by now; `mlops run {self.pipeline}` trains a version without them"
+            )
 
     def from_records(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         """Rows as JSON has them: by column name, or for images `{"pixels": [[...]]}` or `{"file": BASE64}`.
@@ -192,7 +220,12 @@ class Slot:
             if self.contract.kind == "images":
                 return image_features(partial(call, self._features), batch, self.contract.shape)
             return self._table_features(batch)
-        except (FunctionError, FeaturesError) as error:
+        except FeaturesError as error:
+            raise InvalidInput(f"the features of these rows cannot be computed: {error}") from error
+        except FunctionError as error:
+            if self.serving.log.leave_out:  # an error of somebody's code may tell a value
+                kind = type(error.__cause__).__name__
+                raise InvalidInput(f"the features function fails on these rows ({kind})") from None
             raise InvalidInput(f"the features of these rows cannot be computed: {error}") from error
 
     def probabilities(self, x: NDArray[np.float32 | np.uint8]) -> NDArray[np.float32]:
@@ -220,6 +253,9 @@ class Slot:
 
     def _table_features(self, frame: pl.DataFrame) -> NDArray[np.float32]:
         contract = self.contract
+        if absent := [one for one in self._absent if one.name not in frame.columns]:
+            # As rows beside others that have the column: an answer does not depend on who else asks.
+            frame = frame.hstack([one.new_from_index(0, frame.height) for one in absent])
         x = table_features(
             partial(call, self._features),
             frame,

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from mlops_assets.serving.slots import Slots
+from mlops_assets.serving.slots import NotServed, Slots
 from mlops_assets.serving.stream_messages import Incoming, dead_letter, respond
 from mlops_assets.serving.stream_wire import Wire
 
@@ -53,6 +53,7 @@ class Worker:
         Raises:
             NotServed: The pipeline has no version that answers.
             StreamError: The broker does not answer, or refuses.
+            Exception: What ended following the champion or taking messages, so that the worker is started again.
         """
         slot = self._slots[self._wire.route.pipeline]
         stop = asyncio.Event()
@@ -65,13 +66,15 @@ class Worker:
             f"version {slot.version} of {route.pipeline} answers {route.source} at {self._wire.shown} to {route.to}, "
             f"dead letters to {route.dead}"
         )
-        beside = [asyncio.create_task(self._look()), asyncio.create_task(self._report())]
+        beside = [asyncio.create_task(one) for one in (stop.wait(), self._look(), self._report())]
         try:
-            await stop.wait()
+            ended, _ = await asyncio.wait([*beside, *self._wire.taking()], return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in beside:
                 task.cancel()
             await self._wire.stop()
+        for task in ended:
+            task.result()
         self._tell(f"stopped: {self._said()}")
 
     async def _handle(self, messages: Sequence[Incoming]) -> None:
@@ -117,16 +120,26 @@ class Worker:
             note.unlink(missing_ok=True)
 
     async def _look(self) -> None:
-        """Follow the champion: a message is answered by whichever version answers when it is taken."""
+        """Follow the champion: a message is answered by whichever version answers when it is taken.
+
+        While there is none, messages go back to the broker.
+        """
         name = self._wire.route.pipeline
         while True:
-            before, problem = self._slots[name].version, self._slots.problems.get(name)
+            before, problem = self._version(), self._slots.problems.get(name)
             await asyncio.to_thread(self._refresh)
-            if (now := self._slots[name].version) != before:
-                self._tell(f"version {now} answers from now on")
+            if (now := self._version()) != before:
+                self._tell(f"version {now} answers from now on" if now else f"no version of {name} answers any more")
             if (new := self._slots.problems.get(name)) and new != problem:
-                self._tell(f"version {now} goes on answering: {new}")
+                self._tell(f"version {now} goes on answering: {new}" if now else new)
             await asyncio.sleep(LOOK_SECONDS)
+
+    def _version(self) -> int:
+        """The version that answers now; 0 when there is none."""
+        try:
+            return self._slots[self._wire.route.pipeline].version
+        except NotServed:
+            return 0
 
     async def _report(self) -> None:
         """Tell the progress while there is any."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -78,6 +78,10 @@ class Nats(Wire):
         self._ending = False
         self._pulling = asyncio.create_task(self._pull(handle))
 
+    def taking(self) -> Sequence[asyncio.Task[None]]:
+        """The task that pulls."""
+        return (self._pulling,)
+
     async def _pull(self, handle: Handle) -> None:
         """Hand over batches, one after the other.
 
@@ -107,9 +111,11 @@ class Nats(Wire):
     async def stop(self) -> None:
         """Take no more messages, finish those in hand, and leave."""
         self._ending = True
-        await self._pulling
-        await self._messages.unsubscribe()
-        await super().stop()
+        try:
+            await self._pulling
+        finally:
+            await self._messages.unsubscribe()
+            await super().stop()
 
     def _incoming(self, message: Any) -> Incoming:
         told = message.metadata

@@ -113,6 +113,10 @@ class Wire(ABC):
     async def settle(self, settled: Settled) -> None:
         """Publish answers and then acknowledge what they answer, of one batch or of a part of it."""
 
+    def taking(self) -> Sequence[asyncio.Task[None]]:
+        """Tasks of ours that take messages until `stop`; none where FastStream does."""
+        return ()
+
     async def waiting(self) -> int | None:
         """How many messages are not answered yet, or None where the broker does not say."""
         return None

@@ -13,6 +13,7 @@ https://github.com/triton-inference-server/server/blob/main/docs/protocol/extens
 
 from __future__ import annotations
 
+import reprlib
 import struct
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
@@ -290,7 +291,13 @@ def _unpacked(name: str, count: int, view: memoryview) -> NDArray[Any]:
     return array_of
 
 
-def shown(value: object) -> str:
-    """A value as a sentence quotes it."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def shown(value: object, length: int = 60) -> str:
+    """A value as a sentence quotes it; one that is deep or long is cut before it is written out."""
+    text = _REPR.repr(value)
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+_REPR: Final = reprlib.Repr()
+_REPR.maxlevel = 3
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 200
+_REPR.maxlist = _REPR.maxdict = 20

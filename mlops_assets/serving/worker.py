@@ -5,7 +5,8 @@ Belongs here: the process from its start to its end, and following the pointers.
 
 The listening socket is the parent's, so that whatever waits in it while a worker ends is taken by another. On SIGTERM
 or SIGINT the worker says that it is not ready, goes on answering for MLOPS_SERVE_DRAIN_SECONDS, takes no connections
-then, answers what is under way, writes the prediction log, and ends with 0.
+then, answers what is under way, writes the prediction log, and ends with 0. When it follows the pointers no longer, it
+ends too, and with an error: one that is started again does.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import socket
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
+from mlops_assets.errors import MlopsError
 from mlops_assets.settings import Settings, settings
 
 if TYPE_CHECKING:
@@ -42,6 +44,10 @@ KEEP_SECONDS: Final = 75
 LEAVE_SECONDS: Final = 0.3
 """For which a worker that takes no more connections answers those that it has: each answer closes its connection, and
 what a client sends meanwhile is not lost."""
+
+
+class WorkerError(MlopsError):
+    """A worker that cannot go on."""
 
 
 def main() -> None:
@@ -82,6 +88,7 @@ async def _serve(here: Settings, listening: socket.socket, number: int, grpc_por
     gc.freeze()  # what is loaded once is not looked through again and again: that takes 20 ms each time
     server = _uvicorn(app, limits.seconds)
     following = asyncio.create_task(_follow(slots, metrics))
+    following.add_done_callback(lambda _: setattr(server, "should_exit", True))
     grpc_server = None
     if grpc_port:
         grpc_server = await serve_grpc(
@@ -89,28 +96,33 @@ async def _serve(here: Settings, listening: socket.socket, number: int, grpc_por
             here.host,
             grpc_port,
             limits=limits,
-            log=predictions,
             metrics=metrics,
-            batcher=batcher,
+            answering=app.answering,
             ready=lambda: not app.condition.draining and bool(slots.names()),
         )
     leaving = asyncio.create_task(_leave(server, app, here.serve_drain_seconds))
+    lost = False
     try:
         await server.serve(sockets=[listening])
+        lost = following.done()
     finally:
         if grpc_server is not None:
             await grpc_server.stop(limits.seconds)
         for task in (following, leaving):
             task.cancel()
-        await asyncio.gather(following, leaving, return_exceptions=True)
+        why, _ = await asyncio.gather(following, leaving, return_exceptions=True)
         if predictions is not None:
             predictions.close()
         metrics.close()
+    if lost:
+        raise WorkerError("the worker followed the pointers no longer, so it ended; it is to be started again") from why
 
 
 def _uvicorn(app: ModelServer, seconds: float) -> Any:
     """The HTTP server as a worker needs it: signals are ours, and nothing is written for each request."""
     import uvicorn
+
+    from mlops_assets.serving.http_connections import bounded, most_connections
 
     class Server(uvicorn.Server):
         @contextlib.contextmanager
@@ -126,7 +138,7 @@ def _uvicorn(app: ModelServer, seconds: float) -> Any:
     config = uvicorn.Config(
         app,
         loop="none",
-        http="httptools",
+        http=bounded(most_connections()),
         ws="none",
         lifespan="off",
         log_config=None,

@@ -2,7 +2,7 @@
 
 import datetime as dt
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,11 +29,13 @@ WORDS = st.text(st.sampled_from("abAB0é𝄞 .^\n"), max_size=4)
 NUMBERS = st.one_of(st.integers(-5, 5), st.floats(-5, 5), st.sampled_from([0.1, -0.1, 0.3, 2.5, 1e300, -1e300]))
 
 
-def checks_of(*inputs: Input, schema: Callable[[], pa.DataFrameSchema] | None = None) -> Checks:
+def checks_of(
+    *inputs: Input, schema: Callable[[], pa.DataFrameSchema] | None = None, left_out: Sequence[str] = ()
+) -> Checks:
     contract = RawContract(
         pipeline="p", kind="table", inputs=inputs, key="id", target="species", sources={}, functions={}, sample=()
     )
-    return Checks(contract, schema or (lambda: pytest.fail("the schema is of no use here")))
+    return Checks(contract, schema or (lambda: pytest.fail("the schema is of no use here")), left_out)
 
 
 def refusal(ask: Callable[[], Any]) -> tuple[str, int | None, str]:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from mlops_assets.serving.app import ModelServer
 from mlops_assets.serving.v2 import DATATYPES
-from mlops_assets_tests.serving.asking import app_of, client_of, listening
-from mlops_assets_tests.serving.made import TABLE_SAMPLE, publish_images, publish_table
+from mlops_assets_tests.serving.asking import app_of, ask, client_of, listening
+from mlops_assets_tests.serving.made import TABLE_FEATURES, TABLE_SAMPLE, loaded, publish_images, publish_table
 
 PATHS = (
     "/v2/models/scans/infer",
@@ -156,6 +156,53 @@ def test_good_requests_that_were_damaged(fuzzed: Fuzzed, data: st.DataObject) ->
             case _:
                 body[at:at] = body[at : at + 20]
     fuzzed.check(path, bytes(body), length)
+
+
+DEEP: Any = "DEEP"
+
+
+@pytest.mark.parametrize(
+    "deep", [b"[" * 1000 + b"]" * 1000, b'{"a":' * 1000 + b"1" + b"}" * 1000], ids=["list", "object"]
+)
+@pytest.mark.parametrize(
+    "body",
+    [
+        DEEP,
+        {"rows": DEEP},
+        {"rows": [DEEP]},
+        {"rows": [{"length": DEEP, "width": DEEP, "pixels": DEEP}]},
+        {"request_id": "a", "row": DEEP, "label": "setosa"},
+        {"request_id": "a", "label": DEEP},
+        {"instances": DEEP},
+        {"inputs": {"input": DEEP, "length": DEEP}},
+        {"dataframe_split": {"columns": ["length"], "data": [[DEEP]]}},
+        {"inputs": [{"name": "input", "datatype": "UINT8", "shape": [DEEP], "data": []}]},
+        {"inputs": [{"name": "length", "datatype": "BYTES", "shape": [1], "data": ["a", DEEP]}]},
+        {"inputs": [{"name": "length", "datatype": "BYTES", "shape": [2], "data": ["a", DEEP]}]},
+        {"inputs": [{"name": "length", "datatype": "FP64", "shape": [1], "data": DEEP}]},
+        {"inputs": [{"name": "length", "datatype": "FP64", "shape": [1], "parameters": {"binary_data_size": DEEP}}]},
+        {"inputs": [{}], "parameters": {"binary_data_output": DEEP}},
+    ],
+)
+def test_values_that_are_nested_deeper_than_python_writes_them(fuzzed: Fuzzed, body: Any, deep: bytes) -> None:
+    for path in PATHS:
+        fuzzed.check(path, json.dumps(body).encode().replace(b'"DEEP"', deep), {"content-type": "application/json"})
+
+
+def test_features_code_that_panics_refuses_the_rows(tmp_path: Path) -> None:
+    panicking = TABLE_FEATURES.replace(
+        "    return frame",
+        '    if (frame["length"] == 13).any():\n'
+        '        pl.select(pl.from_epoch(pl.lit(2147483647), "d").dt.month_end())\n    return frame',
+    )
+    pointer = publish_table(tmp_path)
+    sources = loaded(tmp_path, pointer).contract.sources
+    publish_table(tmp_path, 2, sources={**sources, "flowers/features.py": panicking})
+    row = {**TABLE_SAMPLE[0], "length": 13}
+    answer = ask(app_of(tmp_path), "POST", "/models/flowers/predict", json={"rows": [row]})
+    assert answer.status_code == 422
+    assert answer.headers["x-request-id"]
+    assert "features() failed" in answer.json()["error"]
 
 
 @pytest.mark.slow

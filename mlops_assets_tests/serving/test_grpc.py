@@ -21,6 +21,8 @@ from mlops_assets.serving.limits import Limits
 from mlops_assets.serving.metrics import Metrics
 from mlops_assets.serving.prediction_log import PredictionLog, read
 from mlops_assets.serving.slots import Slots
+from mlops_assets_tests.serving.asking import app_of
+from mlops_assets_tests.serving.asking import client_of as http_client_of
 from mlops_assets_tests.serving.grpc_servers import Server, calling, client_of, serving, tensor, tensors, triton, typed
 from mlops_assets_tests.serving.made import TABLE_SAMPLE, publish_table
 from mlops_assets_tests.serving.test_metrics import value
@@ -181,6 +183,37 @@ def test_limits_on_rows_bytes_and_requests(table_home: Path) -> None:
         assert value(server.metrics, "mlops_requests_total", outcome="shed") == 1
     with serving(table_home, Limits(rows=2)) as server, client_of(server) as client:
         assert "3 rows" in refusal(lambda: client.infer("flowers", tensors()))
+
+
+def test_requests_over_http_are_counted_with_those_over_grpc(table_home: Path) -> None:
+    limits = Limits(concurrency=1)
+    app = app_of(table_home, limits)
+    with serving(table_home, limits, answering=app.answering) as server, calling(server) as call:
+
+        async def hold() -> tuple[asyncio.Event, asyncio.Task[Any]]:
+            begun, go = asyncio.Event(), asyncio.Event()
+
+            async def body() -> Any:
+                begun.set()
+                await go.wait()
+                yield b"{}"
+
+            async def ask() -> None:
+                async with http_client_of(app) as client:
+                    await client.post("/models/flowers/predict", content=body())
+
+            asking = asyncio.create_task(ask())
+            await begun.wait()
+            return go, asking
+
+        async def end(go: asyncio.Event, asking: asyncio.Task[Any]) -> None:
+            go.set()
+            await asking
+
+        held = server.on_loop(hold())
+        refusal(lambda: call(typed()), StatusCode.RESOURCE_EXHAUSTED)
+        server.on_loop(end(*held))
+        call(typed())
 
 
 def test_a_slow_answer_is_cut_off_and_others_go_on(table_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

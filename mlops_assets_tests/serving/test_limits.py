@@ -3,15 +3,18 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+import uvicorn
 
-from mlops_assets.serving.app import create_app
+from mlops_assets.serving import limits as limits_module
+from mlops_assets.serving.app import ModelServer, create_app
+from mlops_assets.serving.http_connections import bounded
 from mlops_assets.serving.limits import Limits
 from mlops_assets.serving.metrics import Metrics
 from mlops_assets.serving.slot import Answer, Slot
@@ -69,6 +72,30 @@ def test_body_is_not_read_beyond_the_limit(home: Path) -> None:
 
     assert ask(app_of(home, Limits(bytes=100)), "POST", PREDICT, content=endless()).status_code == 413
     assert taken == 3
+
+
+@pytest.mark.parametrize("path", [PREDICT, "/v2/models/flowers/infer", "/invocations", "/models/flowers/feedback"])
+def test_less_json_is_taken_than_of_bytes(table_home: Path, path: str) -> None:
+    """`[],[],...` of 32 MiB takes seconds to parse, and a gigabyte."""
+    app = app_of(table_home)
+    most = Limits().json_bytes
+    for content in (b" " * (most + 1), chunks(b" " * most, b" ")):
+        answer = ask(app, "POST", path, content=content)
+        assert answer.status_code == 413
+        assert f"takes {most} bytes of JSON" in answer.json()["error"]
+    assert ask(app, "POST", path, content=b" " * most).status_code == 400
+
+
+def test_binary_tensors_may_be_larger_than_json(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits_module, "JSON_BYTES", 200)
+    pixels = np.full((20, 8, 8, 1), 100, np.uint8)
+    tensor = {"name": "input", "datatype": "UINT8", "shape": pixels.shape}
+    header = json.dumps({"inputs": [{**tensor, "parameters": {"binary_data_size": pixels.nbytes}}]}).encode()
+    for space, status in ((0, 200), (200, 413)):
+        padded = header + b" " * space
+        headers = {"Inference-Header-Content-Length": str(len(padded))}
+        path = "/v2/models/scans/infer"
+        assert ask(app_of(home), "POST", path, content=padded + pixels.tobytes(), headers=headers).status_code == status
 
 
 def test_compressed_body_is_refused(home: Path) -> None:
@@ -190,3 +217,90 @@ def test_a_process_that_is_stopped_answers_and_closes(home: Path) -> None:
     app.condition.draining = True
     answer = ask(app, "POST", PREDICT, content=BODY)
     assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+
+
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+Connect = Callable[[bytes], Awaitable[Connection]]
+
+HEALTH = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+HEAD = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BODY)}\r\n\r\n".encode()
+
+
+def over_sockets(
+    app: ModelServer, talk: Callable[[Connect], Awaitable[None]], *, most: int = 100, head_seconds: float = 30
+) -> None:
+    """Talk to a server with the connections of a worker's."""
+
+    async def run() -> None:
+        protocol = bounded(most, head_seconds)
+        config = uvicorn.Config(
+            app, port=0, http=protocol, ws="none", lifespan="off", log_config=None, timeout_keep_alive=60
+        )
+        server = uvicorn.Server(config)
+        serving = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.01)
+        writers = []
+
+        async def connect(sent: bytes) -> Connection:
+            reader, writer = await asyncio.open_connection(*server.servers[0].sockets[0].getsockname())
+            writers.append(writer)
+            writer.write(sent)
+            return reader, writer
+
+        try:
+            async with asyncio.timeout(20):
+                await talk(connect)
+        finally:
+            for writer in writers:
+                writer.close()
+            server.should_exit = True
+            await serving
+
+    asyncio.run(run())
+
+
+async def answered(reader: asyncio.StreamReader) -> bytes:
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+    await reader.readexactly(length)
+    return head[:15]
+
+
+def test_connections_that_begin_a_request_and_do_not_end_its_head_are_closed(home: Path) -> None:
+    async def talk(connect: Connect) -> None:
+        slow, slow_writer = await connect(HEAD + BODY[:5])
+        half = [await connect(sent) for sent in (b"", b"G", HEALTH[:-2])]
+        # after an answer: the next head, and a byte of a body that nobody waits for
+        for asked in (HEALTH, HEALTH.replace(b"Host", b"Content-Length: 9\r\nHost")):
+            reader, writer = await connect(asked)
+            await answered(reader)
+            writer.write(b"G")
+            half.append((reader, writer))
+        calm, calm_writer = await connect(HEALTH)
+        await answered(calm)
+        for reader, _ in half:
+            await reader.read()  # until the server closes
+        slow_writer.write(BODY[5:])
+        assert await answered(slow) == b"HTTP/1.1 200 OK"
+        calm_writer.write(HEALTH)
+        assert await answered(calm) == b"HTTP/1.1 200 OK"
+
+    over_sockets(app_of(home), talk, head_seconds=0.2)
+
+
+def test_of_too_many_connections_the_one_that_was_idle_for_longest_is_closed(home: Path) -> None:
+    async def talk(connect: Connect) -> None:
+        busy, busy_writer = await connect(HEAD + BODY[:5])
+        await asyncio.sleep(0.1)
+        idle = [await connect(b"") for _ in range(2)]
+        for _ in range(4):
+            reader, _writer = await connect(HEALTH)
+            assert await answered(reader) == b"HTTP/1.1 200 OK"
+        for reader, _ in idle:
+            with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+                await reader.readexactly(1)
+        busy_writer.write(BODY[5:])
+        assert await answered(busy) == b"HTTP/1.1 200 OK"
+
+    over_sockets(app_of(home), talk, most=3)

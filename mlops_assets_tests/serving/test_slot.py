@@ -14,6 +14,7 @@ import pytest
 
 from mlops_assets.functions import load_function
 from mlops_assets.serving.checks import InvalidInput
+from mlops_assets.serving.config import LogSpec, ServingSpec
 from mlops_assets.serving.slot import Slot, SlotError, Unservable
 from mlops_assets.training.predict import predict
 from mlops_assets_tests.serving.made import (
@@ -322,6 +323,24 @@ def test_rows_that_the_code_makes_nothing_of(change: str, reason: str, row: int 
     assert refused.value.row == row
 
 
+def test_no_refusal_tells_a_value_that_is_left_out(tmp_path: Path) -> None:
+    telling = TABLE_FEATURES.replace(
+        "    return frame", "    if frame['colour'][0] == 'blue' and frame['width'][0] > 9:\n"
+        "        raise ValueError(frame['colour'][0])\n    return frame"
+    )  # fmt: skip
+    row = {"length": 1.0, "width": 10.0, "colour": "blue"}
+    open_slot = with_code(tmp_path, telling)
+    with pytest.raises(InvalidInput, match="ValueError: blue"):
+        open_slot.features(open_slot.from_records([row]))
+    slot = with_code(tmp_path, telling, serving=ServingSpec(log=LogSpec(leave_out=["colour"])))
+    with pytest.raises(InvalidInput, match=r"^the features function fails on these rows \(ValueError\)$") as refused:
+        slot.features(slot.from_records([row]))
+    assert refused.value.__suppress_context__
+    for asked in (slot.from_records, lambda rows: slot.from_frame(pl.DataFrame(rows))):
+        with pytest.raises(InvalidInput, match="row 0, column 'colour': a value is refused by isin"):
+            asked([{**row, "colour": "Anna"}])
+
+
 def test_rows_come_back_in_their_order(tmp_path: Path) -> None:
     ordered = loaded(tmp_path, publish_table(tmp_path))
     rows = [{"length": length, "width": 2} for length in (9, 3, 12, 4, 11, 10, 2, 1, 8, 7, 6, 5)]
@@ -331,3 +350,15 @@ def test_rows_come_back_in_their_order(tmp_path: Path) -> None:
         given = shuffled.answer(shuffled.from_records(rows))
         assert given.labels == expected.labels
         np.testing.assert_array_equal(given.probabilities, expected.probabilities)
+
+
+def test_what_is_left_out_later_is_not_shown(tmp_path: Path) -> None:
+    later = ServingSpec(log=LogSpec(leave_out=["colour"]))
+    slot = loaded(tmp_path, publish_table(tmp_path, serving=later))
+    assert slot.exposed == ["colour"]
+    assert {row["colour"] for row in slot.public.sample} == {None}
+    with pytest.raises(SlotError, match="have values of colour, which is left out by now"):
+        slot.require_shareable()
+    again = loaded(tmp_path, publish_table(tmp_path, 2, serving=later, hidden=["colour"]))
+    assert again.exposed == []
+    again.require_shareable()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from mlops_assets.serving import stream
 from mlops_assets.serving.slots import NotServed, Slots
 from mlops_assets.serving.stream import Worker
 from mlops_assets.serving.stream_brokers import connection
@@ -186,6 +187,75 @@ def test_a_broker_that_is_not_there_is_one_sentence_without_the_password(table_h
         asyncio.run(Worker(connection(url, route, print), slots, slots.refresh, table_home, print).run())
     assert "secret" not in str(failed.value)
     assert "secret" not in shown(url)
+
+
+def test_a_champion_that_is_away_is_waited_for(table_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import asyncio
+
+    monkeypatch.setattr(stream, "LOOK_SECONDS", 0.01)
+    told: list[str] = []
+    wire = connection("amqp://localhost", Route("flowers", "in", "out", "dead", batch=8, redeliver=1), told.append)
+    slots = Slots(table_home)
+    slots.refresh()
+    worker = Worker(wire, slots, slots.refresh, table_home, told.append)
+
+    async def run() -> None:
+        looking = asyncio.create_task(worker._look())
+        (table_home / "serving" / "flowers" / "current.json").unlink()
+        for expected in ("no version of flowers answers any more", "version 2 answers from now on"):
+            async with asyncio.timeout(10):
+                while expected not in told:
+                    assert not looking.done()
+                    await asyncio.sleep(0.01)
+            publish_table(table_home, 2)
+        looking.cancel()
+
+    asyncio.run(run())
+
+
+def test_a_worker_that_follows_no_longer_ends(table_home: Path) -> None:
+    import asyncio
+
+    from faststream.rabbit import TestRabbitBroker
+
+    def look() -> None:
+        raise OSError("the disk is gone")
+
+    slots = Slots(table_home)
+    slots.refresh()
+    wire = connection("amqp://localhost", Route("flowers", "in", "out", "dead", batch=8, redeliver=1), print)
+
+    async def run() -> None:
+        async with asyncio.timeout(10), TestRabbitBroker(wire.broker):
+            await Worker(wire, slots, look, table_home, print).run()
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        asyncio.run(run())
+
+
+@pytest.mark.slow
+def test_a_worker_that_takes_messages_no_longer_ends(table_home: Path, tmp_path: Path) -> None:
+    import asyncio
+
+    slots = Slots(table_home)
+    slots.refresh()
+
+    async def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a defect of the client")
+
+    async def run(url: str) -> None:
+        wire: Any = connection(url, Route("flowers", "in", "out", "dead", batch=8, redeliver=1), print)
+        working = asyncio.create_task(Worker(wire, slots, slots.refresh, table_home, print).run())
+        async with asyncio.timeout(20):
+            while not hasattr(wire, "_pulling"):
+                await asyncio.sleep(0.05)
+        wire._messages.fetch = broken
+        ended, _ = await asyncio.wait({working}, timeout=10)
+        assert ended
+        await working
+
+    with nats_server(tmp_path / "broker") as broker, pytest.raises(RuntimeError, match="a defect of the client"):
+        asyncio.run(run(broker.url))
 
 
 @pytest.mark.parametrize("scheme", ["kafka", "amqp"])

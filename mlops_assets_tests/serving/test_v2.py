@@ -13,7 +13,7 @@ from mlops_assets.serving.checks import InvalidInput
 from mlops_assets.serving.http_v2 import encode, parse
 from mlops_assets.serving.slot import Slot
 from mlops_assets.serving.slots import Slots
-from mlops_assets.serving.v2 import V2Error
+from mlops_assets.serving.v2 import V2Error, shown
 
 
 @pytest.fixture
@@ -224,3 +224,12 @@ def test_metadata_name_tensors_and_classes(flowers: Slot, scans: Slot) -> None:
     assert images["inputs"] == [{"name": "input", "datatype": "UINT8", "shape": [-1, 8, 8, 1]}]
     assert images["outputs"][0]["shape"] == [-1, 10]
     assert images["versions"] == ["1"]
+
+
+def test_a_value_is_cut_before_it_is_written_out() -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert shown(deep) == "[[[[...]]]]"
+    assert shown("ab") == "'ab'"
+    assert len(shown([["x" * 1_000_000] * 100_000])) == 60

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from mlops_assets.serving.prediction_log import read
-from mlops_assets_tests.serving.made import publish_table
+from mlops_assets_tests.serving.made import TABLE_FEATURES, loaded, publish_table
 
 BODY = {"rows": [{"length": 5.1, "width": 3.5}]}
 PREDICT = "/models/flowers/predict"
@@ -85,6 +85,27 @@ def test_worker_answers_with_what_the_pointer_says(table_home: Path) -> None:
         until(lambda: "its features need other rows" in client.get("/health").text)
         assert client.post(PREDICT, json=BODY).headers["x-model-version"] == "2"
         assert "mlops_model_load_failures_total" in client.get("/metrics").text
+
+
+def test_code_that_panics_when_it_is_imported_leaves_the_version_before(table_home: Path) -> None:
+    pointer = publish_table(table_home)
+    sources = loaded(table_home, pointer).contract.sources
+    panic = 'import polars as pl\npl.select(pl.from_epoch(pl.lit(2147483647), "d").dt.month_end())\n'
+    with working(table_home) as worker, httpx.Client(base_url=worker.url, trust_env=False) as client:
+        publish_table(table_home, 2, sources={**sources, "flowers/features.py": panic + TABLE_FEATURES})
+        until(lambda: "PanicException" in client.get("/health").text)
+        assert client.post(PREDICT, json=BODY).headers["x-model-version"] == "1"
+        publish_table(table_home, 3)
+        until(lambda: client.post(PREDICT, json=BODY).headers["x-model-version"] == "3")
+
+
+def test_worker_that_follows_no_longer_ends_so_that_it_is_started_again(table_home: Path) -> None:
+    pointer = publish_table(table_home)
+    sources = loaded(table_home, pointer).contract.sources
+    ending = "import asyncio\nraise asyncio.CancelledError\n"
+    with working(table_home) as worker:
+        publish_table(table_home, 2, sources={**sources, "flowers/features.py": ending + TABLE_FEATURES})
+        assert worker.process.wait(20) == 1
 
 
 def test_worker_that_is_stopped_loses_no_request(table_home: Path) -> None:
