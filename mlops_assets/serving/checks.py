@@ -76,7 +76,7 @@ class Checks:
         for number, row in enumerate(rows):
             if not isinstance(row, Mapping):
                 raise InvalidInput(
-                    f"row {number} is {_WITHHELD if self._left_out else _show(row)}, not an object of values by column "
+                    f"row {number} is {_WITHHELD if self._left_out else shown(row)}, not an object of values by column "
                     "name",
                     row=number,
                 )
@@ -93,7 +93,7 @@ class Checks:
         """
         for name in columns:
             if name not in self._types and name not in self._ignored:
-                known = _show(list(self._types), 500)
+                known = shown(list(self._types), 500)
                 raise InvalidInput(f"there is no column {name!r}; the columns are {known}", field=str(name))
         for name in self._needed:
             if name not in columns:
@@ -170,7 +170,7 @@ class Checks:
 
     def _shown(self, name: str) -> Callable[[object], str]:
         """How a sentence tells a value of a column."""
-        return _withhold if name in self._left_out else _show
+        return _withhold if name in self._left_out else shown
 
 
 class Declared(NamedTuple):
@@ -222,10 +222,10 @@ def _require_full(values: pl.Series) -> None:
         raise InvalidInput(f"row {row}, column '{values.name}': a value is needed", field=values.name, row=row)
 
 
-def _refused(verdict: Verdict, row: int, shown: str) -> InvalidInput:
-    told = _show({name: one for name, one in verdict.statistics.items() if one is not None}, 200)
+def _refused(verdict: Verdict, row: int, value: str) -> InvalidInput:
+    told = shown({name: one for name, one in verdict.statistics.items() if one is not None}, 200)
     return InvalidInput(
-        f"row {row}, column '{verdict.column}': {shown} is refused by {verdict.name} ({told[1:-1]})",
+        f"row {row}, column '{verdict.column}': {value} is refused by {verdict.name} ({told[1:-1]})",
         field=verdict.column,
         row=row,
     )
@@ -346,20 +346,21 @@ def _flat(name: str, values: np.ndarray[Any, Any]) -> pl.Series:
         raise InvalidInput(f"'{name}' has a value that is no text in UTF-8", field=name) from None
 
 
-def _not_of(name: str, row: int, shown: str, dtype: Any) -> InvalidInput:
-    return InvalidInput(f"row {row}, column '{name}': {shown} is not {dtype}", field=name, row=row)
+def _not_of(name: str, row: int, value: str, dtype: Any) -> InvalidInput:
+    return InvalidInput(f"row {row}, column '{name}': {value} is not {dtype}", field=name, row=row)
 
 
-def _withhold(value: object) -> str:  # noqa: ARG001  in the place of `_show`
+def _withhold(value: object) -> str:  # noqa: ARG001  in the place of `shown`
     return _WITHHELD
 
 
-def _show(value: object, length: int = _SHOWN) -> str:
+def shown(value: object, length: int = _SHOWN) -> str:
     """A value in a sentence; one that is deep or long is cut before it is written out."""
     text = _REPR.repr(value)
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 _REPR: Final = reprlib.Repr()
+_REPR.maxlevel = 3
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 200
 _REPR.maxlist = _REPR.maxdict = 20

@@ -31,10 +31,8 @@ from mlops_assets.serving.slots import NotServed, Slots
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from mlops_assets.serving.batcher import Batcher
     from mlops_assets.serving.limits import Limits
     from mlops_assets.serving.metrics import Metrics, Outcome
-    from mlops_assets.serving.prediction_log import PredictionLog
     from mlops_assets.serving.slot import Slot
 
 logger = logging.getLogger("mlops_assets")
@@ -84,10 +82,8 @@ async def serve_grpc(
     port: int,
     *,
     limits: Limits,
-    log: PredictionLog | None = None,
+    answering: Answering,
     metrics: Metrics | None,
-    batcher: Batcher | None = None,
-    answering: Answering | None = None,
     ready: Callable[[], bool] = lambda: True,
 ) -> grpc.aio.Server:
     """Serve in the running event loop; `await server.stop(SECONDS)` lets begun calls end, and refuses others.
@@ -97,10 +93,8 @@ async def serve_grpc(
         host: Address to bind to.
         port: Its port; several processes may share it.
         limits: Of requests.
-        log: Where answers are kept; None keeps none.
+        answering: The process's, which answers over HTTP too.
         metrics: What is counted; None counts nothing.
-        batcher: What answers for several requests at once; None answers each alone.
-        answering: The process's, where it answers over HTTP too; None makes one of `log` and `batcher`.
         ready: Whether the process should be sent requests.
 
     Raises:
@@ -112,7 +106,6 @@ async def serve_grpc(
         ("grpc.max_send_message_length", -1),
     ]
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=limits.concurrency + SPARE)
-    answering = answering or Answering(log=log, batcher=batcher)
     server.add_generic_rpc_handlers((_Service(slots, answering, limits, metrics, ready).handlers(),))
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
@@ -265,7 +258,7 @@ class _Service:
         """
         slot = self._slots[name]
         if version and version != str(slot.version):
-            sentence = f"version {v2.shown(version)} of '{name}' is not served; version {slot.version} is"
+            sentence = f"version {shown(version)} of '{name}' is not served; version {slot.version} is"
             raise _Refused(grpc.StatusCode.NOT_FOUND, sentence, "not_served")
         return slot
 

@@ -22,9 +22,9 @@ from starlette.routing import Route
 
 from mlops_assets.errors import MlopsError
 from mlops_assets.serving.batcher import QueueFull
-from mlops_assets.serving.checks import InvalidInput
+from mlops_assets.serving.checks import InvalidInput, shown
 from mlops_assets.serving.slots import NotServed
-from mlops_assets.serving.v2 import V2Error, shown
+from mlops_assets.serving.v2 import V2Error
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send

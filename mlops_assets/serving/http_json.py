@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 
+from mlops_assets.serving.checks import shown
 from mlops_assets.serving.http_call import Call, Refusal
-from mlops_assets.serving.v2 import IMAGES, shown
+from mlops_assets.serving.v2 import IMAGES
 
 if TYPE_CHECKING:
     from mlops_assets.serving.limits import Limits

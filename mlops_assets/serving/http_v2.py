@@ -12,12 +12,12 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from mlops_assets.serving.checks import shown
 from mlops_assets.serving.http_call import ID
 from mlops_assets.serving.v2 import (
     LABEL,
     OUTPUTS,
     V2Error,
-    shown,
     tensor_from_raw,
     tensor_from_values,
     to_raw,

@@ -13,7 +13,6 @@ https://github.com/triton-inference-server/server/blob/main/docs/protocol/extens
 
 from __future__ import annotations
 
-import reprlib
 import struct
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlops_assets.errors import MlopsError
+from mlops_assets.serving.checks import shown
 
 if TYPE_CHECKING:
     from mlops_assets.serving.slot import Answer, Batch, Slot
@@ -289,15 +289,3 @@ def _unpacked(name: str, count: int, view: memoryview) -> NDArray[Any]:
     array_of = np.empty(count, object)
     array_of[:] = made
     return array_of
-
-
-def shown(value: object, length: int = 60) -> str:
-    """A value as a sentence quotes it; one that is deep or long is cut before it is written out."""
-    text = _REPR.repr(value)
-    return text if len(text) <= length else f"{text[: length - 3]}..."
-
-
-_REPR: Final = reprlib.Repr()
-_REPR.maxlevel = 3
-_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 200
-_REPR.maxlist = _REPR.maxdict = 20

@@ -1,6 +1,7 @@
 """`mlops serve` as users have it: champions answer, moves are followed, and what dies leaves nothing behind."""
 
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -19,7 +20,11 @@ def answer(project: Project) -> httpx.Response:
 
 
 def workers(pid: int) -> list[psutil.Process]:
-    return [one for one in psutil.Process(pid).children() if "mlops_assets.serving.worker" in one.cmdline()]
+    found = []
+    for one in psutil.Process(pid).children():
+        with suppress(psutil.Error):  # one that was killed, and that its parent has not waited for yet
+            found += [one] if "mlops_assets.serving.worker" in one.cmdline() else []
+    return found
 
 
 @pytest.mark.timeout(300)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from mlops_assets.serving import open_inference_pb2 as messages
+from mlops_assets.serving.answering import Answering
 from mlops_assets.serving.grpc_v2 import SERVICE, serve_grpc
 from mlops_assets.serving.limits import Limits
 from mlops_assets.serving.metrics import Metrics
@@ -50,8 +51,9 @@ def serving(home: Path, limits: Limits | None = None, **options: Any) -> Iterato
         return asyncio.run_coroutine_threadsafe(work, loop).result(20)
 
     port = free_port()
-    options = {"log": None, **options}
-    server = on_loop(serve_grpc(slots, "127.0.0.1", port, limits=limits or Limits(), metrics=metrics, **options))
+    answering = Answering(log=options.pop("log", None), batcher=options.pop("batcher", None))
+    served = {"limits": limits or Limits(), "answering": answering, "metrics": metrics, **options}
+    server = on_loop(serve_grpc(slots, "127.0.0.1", port, **served))
     try:
         yield Server(f"127.0.0.1:{port}", slots, metrics, on_loop, server)
     finally:

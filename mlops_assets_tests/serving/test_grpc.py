@@ -14,6 +14,7 @@ import pytest
 from grpc import StatusCode
 
 from mlops_assets.serving import open_inference_pb2 as messages
+from mlops_assets.serving.answering import Answering
 from mlops_assets.serving.batcher import Batcher
 from mlops_assets.serving.config import ServingSpec
 from mlops_assets.serving.grpc_v2 import SERVICE, GrpcError, serve_grpc
@@ -342,7 +343,7 @@ def test_no_bytes_crash_it(image_home: Path) -> None:
 def test_workers_share_a_port(table: Server) -> None:
     async def serve() -> grpc.aio.Server:
         port = int(table.address.rpartition(":")[2])
-        return await serve_grpc(table.slots, "127.0.0.1", port, limits=Limits(), log=None, metrics=None)
+        return await serve_grpc(table.slots, "127.0.0.1", port, limits=Limits(), answering=Answering(), metrics=None)
 
     second = table.on_loop(serve())
     table.on_loop(table.grpc.stop(0))
@@ -358,7 +359,7 @@ def test_a_port_that_is_taken_is_said(table_home: Path) -> None:
         port = taken.getsockname()[1]
 
         async def serve() -> None:
-            await serve_grpc(Slots(table_home), "127.0.0.1", port, limits=Limits(), log=None, metrics=None)
+            await serve_grpc(Slots(table_home), "127.0.0.1", port, limits=Limits(), answering=Answering(), metrics=None)
 
         with pytest.raises(GrpcError, match=f"cannot listen on 127.0.0.1:{port}"):
             asyncio.run(serve())

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from mlops_assets.serving import v2
-from mlops_assets.serving.checks import InvalidInput
+from mlops_assets.serving.checks import InvalidInput, shown
 from mlops_assets.serving.http_v2 import encode, parse
 from mlops_assets.serving.slot import Slot
 from mlops_assets.serving.slots import Slots
-from mlops_assets.serving.v2 import V2Error, shown
+from mlops_assets.serving.v2 import V2Error
 
 
 @pytest.fixture
