@@ -25,6 +25,7 @@ from mlops_assets.serving import open_inference_pb2 as messages
 from mlops_assets.serving import v2
 from mlops_assets.serving.answering import Answering
 from mlops_assets.serving.batcher import QueueFull
+from mlops_assets.serving.checks import shown
 from mlops_assets.serving.http_call import ID, made_id
 from mlops_assets.serving.slots import NotServed, Slots
 
