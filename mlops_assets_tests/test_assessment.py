@@ -32,11 +32,11 @@ def edit_unseen(path: Path, old: str, new: str) -> None:
 def test_an_edit_is_seen_whatever_the_files_stamp_says(several: Several) -> None:
     assert several.stale() == {}
     edit_unseen(several.folders[0] / "defs.yaml", "learning_rate: 0.01", "learning_rate: 0.02")
-    assert several.stale() == {"one": ["model", "evaluation", "champion"]}
+    assert several.stale() == {"one": ["model", "evaluation", "champion", "deployment"]}
     edit_unseen(several.folders[0] / "defs.yaml", "learning_rate: 0.02", "learning_rate: 0.01")
     assert several.stale() == {}
     edit_unseen(several.folders[1] / "features.py", "sepal_length", "sepal_width ")
-    assert several.stale() == {"two": ["features", "model", "evaluation", "champion"]}
+    assert several.stale() == {"two": ["features", "model", "evaluation", "champion", "deployment"]}
 
 
 def test_what_did_not_change_is_not_parsed_again(several: Several) -> None:
@@ -63,7 +63,7 @@ def test_new_data_is_seen_at_once(several: Several) -> None:
 def test_a_wiped_asset_is_wanted_again(several: Several) -> None:
     assert several.stale() == {}
     several.instance.wipe_assets([asset_key("one", "evaluation")])
-    assert several.stale() == {"one": ["evaluation", "champion"]}
+    assert several.stale() == {"one": ["evaluation", "champion", "deployment"]}
 
 
 @pytest.mark.parametrize(

@@ -277,7 +277,7 @@ def test_a_failed_wish_is_asked_for_again_later_and_not_for_ever(loop: Loop, mon
 def test_the_exact_assets_checks_and_sensors_of_a_pipeline(loop: Loop) -> None:
     definitions = loop.definitions()
     keys = {key.to_user_string() for key in definitions.resolve_asset_graph().get_all_asset_keys()}
-    assert keys == {"oxen/iris", *(f"iris/{stage}" for stage in STAGES)}
+    assert keys == {"oxen/iris", "iris/predictions", *(f"iris/{stage}" for stage in STAGES)}
     checks = {key.to_user_string() for key in definitions.resolve_asset_graph().asset_check_keys}
     assert checks == {
         "iris/dataset:schema",
@@ -285,5 +285,6 @@ def test_the_exact_assets_checks_and_sensors_of_a_pipeline(loop: Loop) -> None:
         "iris/dataset:label_shift",
         "iris/features:features",
         "iris/champion:gate",
+        "iris/predictions:accepted",
     }
     assert Pipeline.load(loop.folder).name == "iris"

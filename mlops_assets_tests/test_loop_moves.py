@@ -286,7 +286,7 @@ def test_a_report_that_cannot_be_written_promotes_nothing(loop: Loop, monkeypatc
     loop.settle()
     assert champion(loop) == 0
     monkeypatch.undo()
-    assert made(loop.run())[-2:] == ["champion", "deployment"]
+    assert made(loop.run())[-3:] == ["champion", "deployment", "predictions"]
     assert champion(loop) == 1
     assert len(looks(loop)) == 1
 

@@ -37,6 +37,6 @@ def test_asset_materialize(project: Project) -> None:
     for _ in range(2):
         done = project.call(command, **variables)
         assert done.returncode == 0, done.stderr
-        assert project.made() == dict.fromkeys(STAGES, 1)
+        assert project.made() == dict.fromkeys(STAGES[:-1], 1)
     assert project.statuses() == ["SUCCESS", "SUCCESS"]
     assert project.mlflow_statuses() == [("parent", "FINISHED"), ("model", "FINISHED")]
