@@ -23,6 +23,8 @@ from mlops_assets.deploy.edge import EdgeError, fresh_bundle, is_plain, write_on
 from mlops_assets.serving.slot import Slot
 from mlops_assets_tests.serving.made import IMAGE_FEATURES, TABLE_FEATURES, loaded, publish_images, publish_table
 
+pytestmark = pytest.mark.slow
+
 NEGATIVE = IMAGE_FEATURES.replace("return images", "return 255 - images")
 
 

@@ -25,6 +25,8 @@ from mlops_assets.spec import PipelineSpec
 from mlops_assets.store import Store
 from mlops_assets_tests.serving.made import loaded, publish_images, publish_table
 
+pytestmark = pytest.mark.slow
+
 # Oxen syncs every file it writes, which on a busy disk takes longer than all the rest of these tests.
 MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
 

@@ -17,6 +17,8 @@ from mlops_assets.serving.v2 import DATATYPES
 from mlops_assets_tests.serving.asking import app_of, ask, client_of, listening
 from mlops_assets_tests.serving.made import TABLE_FEATURES, TABLE_SAMPLE, loaded, publish_images, publish_table
 
+pytestmark = pytest.mark.slow
+
 PATHS = (
     "/v2/models/scans/infer",
     "/v2/models/flowers/infer",

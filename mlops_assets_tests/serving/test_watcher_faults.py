@@ -18,6 +18,8 @@ from mlops_assets.settings import Settings
 from mlops_assets_tests.serving.made import register_version, table_contract
 from mlops_assets_tests.serving.world import World
 
+pytestmark = pytest.mark.slow
+
 
 def missing(world: World) -> None:
     (world.home / "mlflow" / "mlflow.db").rename(world.home / "mlflow" / "away.db")
