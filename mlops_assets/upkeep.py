@@ -229,9 +229,8 @@ def _newest(store: Store, urls: Iterable[str]) -> float:
     """When the newest was changed, in seconds since the epoch; now where nothing tells, so that none looks old."""
     times = []
     for url in urls:
-        with suppress(
-            NotImplementedError, FileNotFoundError
-        ):  # some stores keep no times; others remove files meanwhile
+        # some stores keep no times; others remove files meanwhile
+        with suppress(NotImplementedError, FileNotFoundError):
             times.append(store.fs.modified(url).timestamp())
     return max(times, default=time.time())
 
