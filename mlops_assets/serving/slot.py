@@ -147,7 +147,7 @@ class Slot:
             names = ", ".join(self.exposed)
             raise SlotError(
                 f"the sample rows of version {self.version} of {self.pipeline} have values of {names}, which is left "
-                f"out by now; `mlops run {self.pipeline}` makes one without them, and `mlops promote` the champion of it"
+                f"out by now; `mlops run {self.pipeline}` makes a version without, for `mlops promote`"
             )
 
     def from_records(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
