@@ -68,7 +68,7 @@ def demo() -> None:
     out.print(f"The loop took {time.monotonic() - began:.0f} s. Nothing was trained for a state that was known before.")
     out.print(
         f"[bold]make up[/bold] starts the servers: Dagster {here.dagster_url} (lineage, runs, checks), "
-        f"MLflow {here.mlflow_url} (runs, models)"
+        f"MLflow {here.mlflow_url} (runs, models), and the champions answer at {here.serve_url}/docs"
     )
 
 

@@ -131,7 +131,8 @@ class Wire(ABC):
             try:
                 await handle(split(message))
             except Exception:
-                # Back to the broker, and not at once: most often it was the broker that failed.
+                # Back to the broker, and not at once: most often it was the broker that failed. FastStream tells of it
+                # by `_Notes`, and takes the next messages.
                 await asyncio.sleep(1)
                 await message.nack()
                 raise
