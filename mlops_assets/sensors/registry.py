@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -56,6 +57,7 @@ def build_registry(folders: Sequence[Path], jobs: Sequence[Any]) -> dg.SensorDef
         if last.get("told") == told and now - last.get("looked", 0.0) < LOOK_SECONDS:
             return dg.SensorResult(skip_reason="looked a moment ago", cursor=context.cursor)
         cursor = json.dumps({"told": told, "looked": now})
+        heads = _heads(folders, here.home)
         try:
             seen = look(here.mlflow_url)
         except MlopsError as error:
@@ -63,7 +65,7 @@ def build_registry(folders: Sequence[Path], jobs: Sequence[Any]) -> dg.SensorDef
         requests, reasons = [], []
         for folder in folders:
             try:
-                requests += _requests(Pipeline.load(folder), seen, here.home)
+                requests += _requests(Pipeline.load(folder), seen, here.home, heads.get(folder.name))
             except MlopsError as error:
                 reasons.append(f"{folder.name}: {error}")
         skipped = "; ".join(reasons) or "the registry is as the ledgers say"
@@ -72,11 +74,29 @@ def build_registry(folders: Sequence[Path], jobs: Sequence[Any]) -> dg.SensorDef
     return registry
 
 
-def _requests(pipeline: Pipeline, seen: Mapping[str, Seen], home: Path) -> list[dg.RunRequest]:
+def _heads(folders: Sequence[Path], home: Path) -> dict[str, str]:
+    found = {}
+    for folder in folders:
+        with suppress(MlopsError):  # whoever reads the damaged ledger next says what is wrong with it
+            found[folder.name] = Ledger(home / "ledger", folder.name).head
+    return found
+
+
+def _requests(pipeline: Pipeline, seen: Mapping[str, Seen], home: Path, head: str | None) -> list[dg.RunRequest]:
+    """The runs that a look at the registry calls for.
+
+    Args:
+        pipeline: Whose model it is about.
+        seen: What the registry showed.
+        home: Where the ledger is.
+        head: The ledger's head before the look; None when it could not be read.
+    """
     found = seen.get(pipeline.model_name)
     if found is None:
         return []
     ledger = Ledger(home / "ledger", pipeline.name)
+    if ledger.head != head:
+        return []  # a move came between, so that what was seen may be older than what the ledger says now
     records = ledger.records()
     last = records[-1] if records else None
     if last and last.kind == "intent" and (datetime.now(UTC) - last.at).total_seconds() < SETTLE_SECONDS:

@@ -15,7 +15,8 @@ from mlops_assets.data import samples
 from mlops_assets.registry import aliases
 from mlops_assets.registry.champion import Champions
 from mlops_assets.registry.ledger import Ledger
-from mlops_assets.registry.watch import look
+from mlops_assets.registry.watch import Seen, look
+from mlops_assets.sensors import registry
 from mlops_assets.sensors.registry import build_registry
 from mlops_assets.services import started
 from mlops_assets.settings import settings
@@ -117,6 +118,24 @@ def test_what_others_do_is_seen_judged_and_noted(watched: Watched) -> None:
     assert records[-1].facts["version"] is None
     champions = Champions(Ledger(watched.loop.here.home / "ledger", "iris"), watched.tracking, "iris", "champion")
     assert champions.verify() == []
+
+
+def test_a_promotion_that_falls_into_the_look_is_no_move_of_others(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = foreign(watched)
+    assert watched.later().run_requests, "it is to be judged"
+    ledger = Ledger(watched.loop.here.home / "ledger", "iris")
+    champions = Champions(ledger, watched.tracking, "iris", "champion")
+
+    def overtaken(url: str) -> dict[str, Seen]:
+        seen = look(url)
+        with ledger.lock():
+            champions.move(version, how="hand", actor="tom", reason="a test", dagster_run="")
+        return seen
+
+    monkeypatch.setattr(registry, "look", overtaken)
+    assert reason(watched.later()) == "the registry is as the ledgers say"
 
 
 def test_a_webhook_of_mlflow_has_the_registry_looked_at(watched: Watched) -> None:
