@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from mlops_assets.assessment import Assessment
     from mlops_assets.settings import Settings
 
-LOCATION: Final = "mlops_assets"
-"""The code location's name in `workspace.yaml`."""
-
 REPOSITORY: Final = "__repository__"
 """Dagster's name for the definitions of a code location that names no repository itself."""
 
@@ -94,7 +91,7 @@ def push(now: Assessment, instance: dg.DagsterInstance, here: Settings) -> Pushe
     run_id = _launch(now, here)
     if run_id is None:
         return Pushed(None, nobody_there(name, here))
-    return Pushed(run_id, f"run {run_id[:8]} started: {here.dagster_url}/runs/{run_id}")
+    return Pushed(run_id, f"run {run_id[:8]} started: {here.dagster_page}/runs/{run_id}")
 
 
 def nobody_there(name: str, here: Settings) -> str:
@@ -113,18 +110,18 @@ def _launch(now: Assessment, here: Settings) -> str | None:
     try:
         # The server is on this machine: no proxy of the environment stands in between.
         with httpx.Client(trust_env=False, timeout=timeout) as client:
-            answer = client.post(f"{here.dagster_url}/graphql", json=_request(now))
+            answer = client.post(f"{here.dagster_url}/graphql", json=_request(now, here))
     except (httpx.ConnectError, httpx.ConnectTimeout):
         return None
     except httpx.HTTPError as error:
         raise PushError(
             f"the Dagster webserver at {here.dagster_url} broke off ({type(error).__name__}); "
-            f"look at {here.dagster_url}/runs whether it started the run"
+            f"look at {here.dagster_page}/runs whether it started the run"
         ) from error
     return _run_id(answer, now.pipeline.name, here)
 
 
-def _request(now: Assessment) -> dict[str, Any]:
+def _request(now: Assessment, here: Settings) -> dict[str, Any]:
     from mlops_assets.provenance import SENSOR, job_name
 
     name = now.pipeline.name
@@ -136,7 +133,7 @@ def _request(now: Assessment) -> dict[str, Any]:
     }
     params = {
         "selector": {
-            "repositoryLocationName": LOCATION,
+            "repositoryLocationName": here.location,
             "repositoryName": REPOSITORY,
             "jobName": job_name(name),
             "assetSelection": [{"path": list(key.path)} for key in now.selection],
@@ -176,11 +173,11 @@ def _refusal(launched: dict[str, Any], name: str, here: Settings) -> str:
     told = _line(launched.get("message") or "; ".join(str(error["message"]) for error in errors))
     match launched["__typename"]:
         case "PythonError" if "DagsterCodeLocation" in told:
-            return f"{where} cannot load the code location '{LOCATION}'; its Deployment page says why ({told})"
+            return f"{where} cannot load the code location '{here.location}'; its Deployment page says why ({told})"
         case "PythonError" | "PipelineNotFoundError" if "job" in told.lower() and f"{name}_job" in told:
-            return f"{where} does not know the pipeline '{name}' yet; reload the code location '{LOCATION}' there"
+            return f"{where} does not know the pipeline '{name}' yet; reload the code location '{here.location}' there"
         case "InvalidSubsetError":
-            return f"{where} has '{name}' in an older form; reload the code location '{LOCATION}' there ({told})"
+            return f"{where} has '{name}' in an older form; reload the code location '{here.location}' there ({told})"
         case "UnauthorizedError":
             return f"{where} is read-only; use `mlops run {name}`, or start its webserver without --read-only"
         case "RunConfigValidationInvalid":

@@ -46,6 +46,34 @@ class Settings(BaseSettings):
         default="", validation_alias="MLFLOW_TRACKING_URI", description="An MLflow server; empty is SQLite in the home."
     )
 
+    dagster_database: SecretStr = Field(
+        default=SecretStr(""), description="PostgreSQL URL of Dagster's database; empty is SQLite in the home."
+    )
+    mlflow_database: SecretStr = Field(
+        default=SecretStr(""), description="PostgreSQL URL of the MLflow server's database, for backups and the doctor."
+    )
+    location: str = Field(
+        default="mlops_assets",
+        pattern="^[A-Za-z0-9_-]+$",
+        description="Name of this code location in `workspace.yaml`; it loads the pipelines that ask for it.",
+    )
+    public_url: str = Field(
+        default="",
+        pattern="^(https?://[^/?#]+)?$",
+        description="Where people reach the set-up through its proxy, such as https://mlops.example.com.",
+    )
+    dagster_at: str = Field(
+        default="",
+        validation_alias="MLOPS_DAGSTER_URL",
+        description="Where processes reach the Dagster webserver; empty is MLOPS_HOST and MLOPS_DAGSTER_PORT.",
+    )
+    serve_at: str = Field(
+        default="",
+        validation_alias="MLOPS_SERVE_URL",
+        description="Where processes reach the model server; empty is MLOPS_HOST and MLOPS_SERVE_PORT.",
+    )
+    portal_port: int = Field(default=8080, ge=1, le=65535, description="Port of the portal page.")
+
     webhook_secret: SecretStr = Field(
         default=SecretStr(""),
         description="What MLflow signs its registry webhooks with; empty: no receiver is started.",
@@ -84,8 +112,13 @@ class Settings(BaseSettings):
 
     @property
     def dagster_url(self) -> str:
-        """Where the Dagster UI is when it is up."""
-        return f"http://{self._reachable}:{self.dagster_port}"
+        """Where processes reach the Dagster webserver when it is up."""
+        return self.dagster_at.rstrip("/") or f"http://{self._reachable}:{self.dagster_port}"
+
+    @property
+    def dagster_page(self) -> str:
+        """Where a person looks at Dagster."""
+        return f"{self.public_url}/dagster" if self.public_url else self.dagster_url
 
     @property
     def webhook_url(self) -> str:
@@ -94,8 +127,18 @@ class Settings(BaseSettings):
 
     @property
     def serve_url(self) -> str:
-        """Where the model server is when it is up."""
-        return f"http://{self._reachable}:{self.serve_port}"
+        """Where processes reach the model server when it is up."""
+        return self.serve_at.rstrip("/") or f"http://{self._reachable}:{self.serve_port}"
+
+    @property
+    def serve_page(self) -> str:
+        """Where a person or a program outside reaches the model server."""
+        return self.public_url or self.serve_url
+
+    @property
+    def portal_url(self) -> str:
+        """Where the portal page is when it is up."""
+        return f"http://{self._reachable}:{self.portal_port}"
 
     @property
     def _reachable(self) -> str:
@@ -105,10 +148,15 @@ class Settings(BaseSettings):
 
     @property
     def mlflow_url(self) -> str:
-        """Where a person looks at MLflow: the server, or the one that `mlops up` starts."""
+        """Where processes reach MLflow: the server, or the one that `mlops up` starts."""
         if self.mlflow_tracking_uri.startswith("http"):
             return self.mlflow_tracking_uri.rstrip("/")
         return f"http://{self._reachable}:{self.mlflow_port}"
+
+    @property
+    def mlflow_page(self) -> str:
+        """Where a person looks at MLflow."""
+        return f"{self.public_url}/mlflow" if self.public_url else self.mlflow_url
 
     @property
     def store_url(self) -> str:

@@ -243,7 +243,7 @@ def _sentence(record: "Record") -> str:
 def _of_champion(tracking: "Tracking", champions: "Champions", now: "Version | None") -> dict[str, Any]:
     metadata: dict[str, Any] = {"champion": now.number if now else 0, LEDGER_HEAD: champions.ledger.head}
     if now and now.run_id:
-        metadata["MLflow run"] = dg.MetadataValue.url(tracking.run_url(now.run_id, settings().mlflow_url))
+        metadata["MLflow run"] = dg.MetadataValue.url(tracking.run_url(now.run_id, settings().mlflow_page))
     return metadata
 
 

@@ -60,7 +60,7 @@ def _described(slot: "Slot") -> dict[str, Any]:
     here, contract = settings(), slot.contract
     metadata: dict[str, Any] = {
         "version": slot.version,
-        "answers": dg.MetadataValue.url(f"{here.serve_url}/docs"),
+        "answers": dg.MetadataValue.url(f"{here.serve_page}/docs"),
         "raw columns": ", ".join(one.name for one in contract.inputs) or "images",
         "time for a row, ms": round(slot.row_seconds * 1000, 3),
     }

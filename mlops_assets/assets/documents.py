@@ -46,7 +46,7 @@ def documents(
         tags={},
         artifacts={REPORT_PATH: report_html(facts, pictures), CARD_PATH: card.encode()},
     )
-    page = f"{tracking.run_url(challenger.run_id, settings().mlflow_url)}/artifacts/{REPORT_PATH}"
+    page = f"{tracking.run_url(challenger.run_id, settings().mlflow_page)}/artifacts/{REPORT_PATH}"
     return {"report": dg.MetadataValue.url(page), "model card": dg.MetadataValue.md(card.split("---\n", 2)[-1])}
 
 
@@ -86,7 +86,7 @@ def _facts(
         **{f"{stage}'s digest": made.digest for stage, made in run.state.items() if stage not in DECISIONS},
         **{f"{stage}'s code version": made.code_version for stage, made in run.state.items() if stage not in DECISIONS},
         "git revision": tags.get(keys.GIT_REVISION, ""),
-        "MLflow run": tracking.run_url(challenger.run_id, settings().mlflow_url),
+        "MLflow run": tracking.run_url(challenger.run_id, settings().mlflow_page),
         "Dagster run of the training": tags.get(keys.DAGSTER_RUN, ""),
         "Dagster run of the decision": run.context.run.run_id,
     }

@@ -78,7 +78,7 @@ def build_evaluation(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
                 **report.scalars(),
                 "summary": dg.MetadataValue.md(markdown.markdown_summary(report)),
                 "confusion": dg.MetadataValue.md(markdown.markdown_confusion(report)),
-                "MLflow run": dg.MetadataValue.url(tracking.run_url(model_run, settings().mlflow_url)),
+                "MLflow run": dg.MetadataValue.url(tracking.run_url(model_run, settings().mlflow_page)),
             }
 
         yield from run.run(compute, describe)

@@ -71,7 +71,7 @@ def build_model(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         def describe(entry: Entry) -> Mapping[str, Any]:
             version = _registered(run, tracking, mlflow.run_tags(context), entry)
             return {
-                "MLflow run": dg.MetadataValue.url(tracking.run_url(version.run_id, settings().mlflow_url)),
+                "MLflow run": dg.MetadataValue.url(tracking.run_url(version.run_id, settings().mlflow_page)),
                 "MLflow run id": version.run_id,
                 "version": version.number,
                 **entry.info["facts"],
@@ -271,7 +271,7 @@ def _tags(run: StageRun, features: Entry) -> dict[str, str]:
         keys.GIT_REVISION: _git_revision(),
         keys.OXEN_COMMIT: _commit(run),
         keys.DATA_DIGEST: features.digest,
-        "mlflow.note.content": f"[Dagster run]({settings().dagster_url}/runs/{run.context.run.run_id}) of `{run.name}`",
+        "mlflow.note.content": f"[Dagster run]({settings().dagster_page}/runs/{run.context.run.run_id}) of `{run.name}`",
     }
 
 
