@@ -40,37 +40,24 @@ def status(
 
 
 def _table(folders: list[Path], here: Settings, instance: dg.DagsterInstance) -> Table:
-    from mlops_assets.assessment import active_runs, assess
-    from mlops_assets.report import all_champion_facts, last_runs
+    from mlops_assets.overview import overviews, served_versions
 
-    names = [folder.name for folder in folders]
-    champions, runs = all_champion_facts(instance, names), last_runs(instance, names)
-    running, served = active_runs(instance, names), _served(here)
+    served = {name: _answering(version) for name, version in (served_versions(here) or {}).items()}
     table = Table("pipeline", "data", "state", "champion", "accuracy", "last run")
-    for name, now in assess(folders, here.repository, instance).items():
-        facts, run = champions.get(name), runs.get(name)
+    for one in overviews(folders, here, instance):
+        facts, run = one.champion, one.last_run
         table.add_row(
-            f"[bold]{name}[/bold]",
-            *_state(now, running.get(name)),
-            (f"version {facts.version}" if facts and facts.version else "none") + served.get(name, ""),
+            f"[bold]{one.name}[/bold]",
+            *_state(one.now, one.running),
+            (f"version {facts.version}" if facts and facts.version else "none") + served.get(one.name, ""),
             escape(facts.figures) if facts else "",
             f"{run.run_id[:8]} {run.status.value.lower()}" if run else "none",
         )
     return table
 
 
-def _served(here: Settings) -> dict[str, str]:
-    """By pipeline, what the model server says that it answers with; nothing when none is up."""
-    import httpx
-
-    try:
-        told = httpx.get(f"{here.serve_url}/health", timeout=2, trust_env=False).json()["pipelines"]
-        return {
-            name: f"\n[dim]version {one['version']} answers[/dim]" if "version" in one else "\n[red]not served[/red]"
-            for name, one in told.items()
-        }
-    except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError):
-        return {}  # none is up, or something else listens there
+def _answering(version: int | None) -> str:
+    return "\n[red]not served[/red]" if version is None else f"\n[dim]version {version} answers[/dim]"
 
 
 def _state(now: Assessment | MlopsError, running: dg.DagsterRun | None) -> tuple[str, str]:

@@ -30,6 +30,7 @@ print(json.dumps([texts, [name for name in ("dagster", "polars", "torch", "mlflo
 COMMANDS = [
     *([name] for name in ("demo", "up", "status", "run", "new", "doctor", "env")),
     *([name] for name in ("serve", "predict", "export", "deploy", "playground", "stream")),
+    ["portal"],
     ["data", "incoming"],
     *(["data", name] for name in ("fsck", "growth", "cleanup")),
     *(["store", name] for name in ("ls", "verify", "gc")),
