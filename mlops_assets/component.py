@@ -17,11 +17,14 @@ from mlops_assets.assets.dataset import build_dataset, build_source
 from mlops_assets.assets.deployment import build_deployment
 from mlops_assets.assets.evaluation import build_evaluation
 from mlops_assets.assets.features import build_features
+from mlops_assets.assets.imported import build_import
 from mlops_assets.assets.model import build_model
 from mlops_assets.assets.predictions import build_predictions
 from mlops_assets.pipeline import Pipeline
-from mlops_assets.provenance import PIPELINE_TAG, job_name
+from mlops_assets.provenance import PIPELINE_TAG, import_job_name, import_key, job_name
+from mlops_assets.sensors.imports import build_import_schedule
 from mlops_assets.sensors.retrain import build_retrain
+from mlops_assets.settings import settings
 from mlops_assets.spec import NAME_PATTERN, PipelineSpec, SpecError
 
 
@@ -53,7 +56,9 @@ class ModelPipeline(dg.Component):
         return cls(Pipeline.load(folder))
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:  # noqa: ARG002  Dagster calls it by name
-        """All definitions of the pipeline."""
+        """All definitions of the pipeline; none where another code location has it."""
+        if self.pipeline.spec.location != settings().location:
+            return dg.Definitions()
         return pipeline_definitions(self.pipeline)
 
 
@@ -69,17 +74,29 @@ def pipeline_definitions(pipeline: Pipeline) -> dg.Definitions:
         *build_deployment(pipeline),
         *build_predictions(pipeline),
     ]
+    source = pipeline.spec.data.source
+    everything = dg.AssetSelection.groups(pipeline.name)
+    fetched = dg.AssetSelection.assets(import_key(pipeline.name))
+    if source:
+        assets.append(build_import(pipeline))
     job = dg.define_asset_job(
         job_name(pipeline.name),
-        selection=dg.AssetSelection.groups(pipeline.name),
+        selection=everything - fetched if source else everything,
         description=f"Everything of {pipeline.name}; stages whose recipe is unchanged do nothing.",
         tags={PIPELINE_TAG: pipeline.name},
     )
+    fetching = dg.define_asset_job(
+        import_job_name(pipeline.name),
+        selection=fetched,
+        description=f"Fetches the data of {pipeline.name} from their source.",
+    )
     schedules = [build_retrain(pipeline)] if pipeline.spec.schedule else []
+    if source and source.schedule:
+        schedules.append(build_import_schedule(pipeline))
     checks = [one for one in assets if isinstance(one, dg.AssetChecksDefinition)]
     return dg.Definitions(
         assets=[one for one in assets if one not in checks],
         asset_checks=checks,
-        jobs=[job],
+        jobs=[job, fetching] if source else [job],
         schedules=schedules,
     )

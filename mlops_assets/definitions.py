@@ -7,6 +7,7 @@ import dagster as dg
 
 from mlops_assets.home import refuse_without_dagster_home
 from mlops_assets.pipeline import pipeline_folders
+from mlops_assets.provenance import job_name
 from mlops_assets.resources.mlflow import MLflowResource
 from mlops_assets.resources.oxen import OxenResource
 from mlops_assets.resources.store import StoreResource
@@ -24,7 +25,9 @@ def defs() -> dg.Definitions:
     """Load every pipeline; nothing heavy is imported before a run needs it."""
     refuse_without_dagster_home()
     loaded = dg.load_from_defs_folder(path_within_project=Path(__file__).parent)
-    folders, jobs = pipeline_folders(), list(loaded.jobs or ())
+    jobs = list(loaded.jobs or ())
+    here = {job.name for job in jobs}
+    folders = [folder for folder in pipeline_folders() if job_name(folder.name) in here]  # others are elsewhere
     sensors = [build_rematerialize(folders, jobs), build_registry(folders, jobs)]
     return dg.Definitions.merge(loaded, dg.Definitions(sensors=sensors), platform())
 

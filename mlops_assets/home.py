@@ -28,12 +28,21 @@ concurrency:
       - {key: "mlops/pipeline", value: {applyLimitPerUniqueValue: true}, limit: 1}
 sensors: {use_threads: true, num_workers: 8}
 schedules: {use_threads: true, num_workers: 2}
-run_monitoring: {enabled: true, start_timeout_seconds: 180, cancel_timeout_seconds: 60, max_runtime_seconds: 86400}
+run_monitoring:
+  enabled: true
+  poll_interval_seconds: 20
+  start_timeout_seconds: 90
+  cancel_timeout_seconds: 60
+  max_runtime_seconds: 86400
 # A run whose process died is tried once more; a step that failed would fail again.
 run_retries: {enabled: true, max_retries: 1, retry_on_asset_or_op_failure: false}
 python_logs: {managed_python_loggers: [mlops_assets], python_log_level: INFO}
 retention:
   sensor: {purge_after_days: {skipped: 1, success: 30, failure: 30}}
+"""
+
+POSTGRES_YAML: Final = """\
+storage: {postgres: {postgres_url: {env: MLOPS_DAGSTER_DATABASE}}}
 """
 
 
@@ -50,7 +59,8 @@ def ensure_home(here: Settings | None = None) -> Settings:
         target = folder / "dagster.yaml"
         if not target.exists():
             aside = folder / f"dagster.yaml.{os.getpid()}"
-            aside.write_text(DAGSTER_YAML, encoding="utf-8")
+            storage = POSTGRES_YAML if here.dagster_database.get_secret_value() else ""
+            aside.write_text(DAGSTER_YAML + storage, encoding="utf-8")
             aside.replace(target)
         for each in (here.home, folder):
             if not os.access(each, os.W_OK):

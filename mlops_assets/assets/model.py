@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -264,6 +265,7 @@ def _seeded(config: TrainingConfig, tick: str) -> TrainingConfig:
 
 
 def _tags(run: StageRun, features: Entry) -> dict[str, str]:
+    page = f"{settings().dagster_page}/runs/{run.context.run.run_id}"
     return {
         keys.ASSET: run.name,
         keys.RECIPE: run.recipe.key,
@@ -271,7 +273,7 @@ def _tags(run: StageRun, features: Entry) -> dict[str, str]:
         keys.GIT_REVISION: _git_revision(),
         keys.OXEN_COMMIT: _commit(run),
         keys.DATA_DIGEST: features.digest,
-        "mlflow.note.content": f"[Dagster run]({settings().dagster_page}/runs/{run.context.run.run_id}) of `{run.name}`",
+        "mlflow.note.content": f"[Dagster run]({page}) of `{run.name}`",
     }
 
 
@@ -345,9 +347,9 @@ class _Progress:
 
 
 def _git_revision() -> str:
-    """The commit of the checkout, with `-dirty` when it differs; empty where there is no git."""
+    """The commit of the checkout, with `-dirty` when it differs; of an image, the one that it was built from."""
     command = ["git", "-C", str(PACKAGE_ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return ""
+        return os.environ.get("MLOPS_GIT_REVISION", "")

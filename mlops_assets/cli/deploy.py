@@ -18,12 +18,16 @@ from mlops_assets.pipeline import find_pipeline
 
 
 def playground(
-    name: PipelineName,
+    name: Annotated[
+        str, typer.Argument(metavar="[PIPELINE]", help="One pipeline; default: all that the model server answers for.")
+    ] = "",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Of the web page.")] = 7860,
 ) -> None:
     """Try the champion in the browser: upload an image, or fill in a form; until Ctrl-C.
 
     It is for this machine alone unless MLOPS_HOST says otherwise.
+
+    Without a pipeline, the champions that the model server of this home answers with, at /playground/.
 
     Example: [bold]mlops playground digits[/bold]
     """
@@ -35,10 +39,15 @@ def playground(
         raise PlaygroundError(
             f"gradio is not installed ({error}); `pip install 'mlops-assets[space]'` brings it"
         ) from None
+    here = ensure_home()
+    if not name:
+        from mlops_assets.deploy.playgrounds import PREFIX, serve_all
+
+        out.print(f"all champions, at http://{here.host}:{port}{PREFIX}/; Ctrl-C ends it", markup=False)
+        serve_all(here, port)
     from mlops_assets.deploy.space_app import serve
     from mlops_assets.serving.watcher import champion_slot
 
-    here = ensure_home()
     os.environ["MLOPS_HOST"] = here.host
     slot = champion_slot(here, name)
     out.print(f"{name}, version {slot.version}, at http://{here.host}:{port}; Ctrl-C ends it", markup=False)

@@ -1,0 +1,27 @@
+#!/bin/sh
+# Turn the secret files of the `setup` service into the variables that the programs read, then become the program.
+set -eu
+
+secrets=${MLOPS_SECRETS:-/run/mlops}
+postgres=${MLOPS_POSTGRES:-postgres:5432}
+password() { cat "$secrets/$1"; }
+
+if [ -r "$secrets/dagster-password" ] && [ -z "${MLOPS_DAGSTER_DATABASE:-}" ]; then
+  MLOPS_DAGSTER_DATABASE="postgresql+psycopg2://dagster:$(password dagster-password)@$postgres/dagster"
+  export MLOPS_DAGSTER_DATABASE
+fi
+if [ -r "$secrets/mlflow-password" ] && [ -z "${MLOPS_MLFLOW_DATABASE:-}" ]; then
+  MLOPS_MLFLOW_DATABASE="postgresql+psycopg2://mlflow:$(password mlflow-password)@$postgres/mlflow"
+  MLFLOW_BACKEND_STORE_URI=$MLOPS_MLFLOW_DATABASE # read by `mlflow server` alone
+  export MLOPS_MLFLOW_DATABASE MLFLOW_BACKEND_STORE_URI
+fi
+if [ -r "$secrets/webhook-secret" ] && [ -z "${MLOPS_WEBHOOK_SECRET:-}" ]; then
+  MLOPS_WEBHOOK_SECRET=$(password webhook-secret)
+  export MLOPS_WEBHOOK_SECRET
+fi
+if [ -r "$secrets/s3-key" ] && [ -n "${MLFLOW_S3_ENDPOINT_URL:-}" ] && [ -z "${AWS_ACCESS_KEY_ID:-}" ]; then
+  AWS_ACCESS_KEY_ID=mlflow
+  AWS_SECRET_ACCESS_KEY=$(password s3-key)
+  export AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY
+fi
+exec "$@"
