@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH_INDEX ?=
 
-.PHONY: demo up test quick lint bench bench-serving clean help
+.PHONY: demo up test quick lint bench bench-serving docs clean help
 
 help:
 	@echo 'make demo   the whole loop, on a table and on images: commit, train, gate, promote, change, revert'
@@ -18,6 +18,8 @@ help:
 	@echo 'make test   all tests     make quick   those that take no servers'
 	@echo 'make lint   ruff and mypy     make bench   the figures of the README'
 	@echo 'make bench-serving   the model server against MLflow and the bare ONNX Runtime, and 1,000 swaps under load'
+	@echo 'make docs   the documentation as a site, in build/site'
+	@echo 'make server the whole on one server with Docker     make docker-test   build, use, kill and restore it'
 	@echo 'make clean  remove the environment and caches; your data in .mlops stay'
 
 $(STAMP): pyproject.toml constraints.txt
@@ -47,11 +49,85 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+validate: $(STAMP)
+	$(BIN)/dg check yaml
+	$(BIN)/dg check defs
+	$(BIN)/dagster definitions validate -w workspace.yaml
+
+# What the workflows of .github/workflows run, see docs/operations/cicd.md. PIPELINE and VERSION reach the commands
+# through the environment, never through make's own expansion: whoever sends them writes no shell.
+#
+#   MLOPS=COMMAND      where the home of the champions is, such as `docker compose exec -T code mlops` on the server
+#   MLOPS_IMAGES=NAME  the images are NAME-ROLE:MLOPS_TAG, as in docker/compose.yaml; PUSH=1 pushes them
+MLOPS ?= $(BIN)/mlops
+REPORTS := build/reports
+
+.PHONY: validate ci-train ci-promote ci-deploy ci-report ci-comment ci-images
+
+ci-train: $(STAMP)
+	@eval "$$($(BIN)/mlops env)"; failed=; names=$${PIPELINE:-$$($(BIN)/mlops stale)} || exit; \
+	for name in $$names; do \
+	  $(BIN)/dagster job execute -m mlops_assets.definitions -j "$${name}_job" || failed="$$failed $$name"; \
+	done; \
+	echo "trained: $${names:-nothing, since nothing is stale}"; \
+	test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
+
+ci-promote: $(if $(filter $(BIN)/mlops,$(MLOPS)),$(STAMP))
+	@$(MLOPS) judge -- "$$PIPELINE" "$$VERSION"
+
+ci-deploy:
+	@case "$$PIPELINE" in *[!a-z0-9_]*) echo 'PIPELINE is no name of a pipeline' >&2; exit 1;; esac
+	$(SERVER) pull
+	$(SERVER) up --detach --no-build --wait
+	@test -z "$$PIPELINE" || $(SERVER) exec -T code \
+	  dagster asset materialize -m mlops_assets.definitions --select "$$PIPELINE/deployment"
+
+ci-report: $(STAMP)
+	@rm -rf $(REPORTS)
+	@$(BIN)/mlops trial --output $(REPORTS) -- $${PIPELINE:-iris digits}
+
+ci-comment:
+	@$(PYTHON) .github/comment.py $(REPORTS)
+
+ci-images: server-images
+
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
 
 bench-serving: $(STAMP)
 	$(BIN)/python -m benchmarks serving swaps
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f docs/site/mkdocs.yml -d $(CURDIR)/build/site
+
+# --- one server, with Docker (docs/operations/server.md)
+.PHONY: server server-images server-stop docker-test
+DOCKER ?= docker
+MLOPS_BUILD_NETWORK ?= default
+TARGETS := nginx dagster mlflow models code playground
+COMPOSE = $(shell $(DOCKER) compose version >/dev/null 2>&1 && echo '$(DOCKER) compose' || echo docker-compose)
+SERVER = $(COMPOSE) --project-name mlops --file docker/compose.yaml
+
+server-images:
+	@set -e; for role in $(TARGETS); do image="$${MLOPS_IMAGES:-mlops}-$$role:$${MLOPS_TAG:-latest}"; \
+	  echo "building $$image ..."; \
+	  DOCKER_BUILDKIT=1 $(DOCKER) $(if $(PUSH),buildx build --push --provenance mode=max --sbom true,build --quiet) \
+	    --network $(MLOPS_BUILD_NETWORK) --file docker/Dockerfile --target "$$role" --tag "$$image" \
+	    --build-arg TORCH_INDEX="$$TORCH_INDEX" --build-arg TORCH="$${TORCH:-cpu}" \
+	    --build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null)" \
+	    --label "org.opencontainers.image.source=$$SOURCE" . ; \
+	done
+
+server: server-images
+	$(SERVER) up --detach --no-build
+	@echo "$${MLOPS_PUBLIC_URL:-https://localhost:8443}, user admin; the first start made its password:"
+	@echo '  $(SERVER) exec nginx cat /etc/mlops/web/first-password'
+
+server-stop:
+	$(SERVER) down
+
+docker-test:
+	DOCKER=$(DOCKER) MLOPS_BUILD_NETWORK=$(MLOPS_BUILD_NETWORK) TORCH_INDEX=$(TORCH_INDEX) $(PYTHON) docker/acceptance
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

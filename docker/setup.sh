@@ -20,4 +20,5 @@ done
 printf '{"identities":[{"name":"mlflow","credentials":[{"accessKey":"mlflow","secretKey":"%s"}],"actions":["Admin"]}]}' \
   "$(cat "$secrets/s3-key")" > "$secrets/s3.json"
 
-exec sh "$entry/setup.sh" "$web" "${MLOPS_HOSTNAME:-localhost}"
+sh "$entry/setup.sh" "$web" "${MLOPS_HOSTNAME:-localhost}"
+cp "$web/certificate.pem" "$secrets/certificate.pem" # for the doctor, who looks through nginx

@@ -72,6 +72,12 @@ class Settings(BaseSettings):
         validation_alias="MLOPS_SERVE_URL",
         description="Where processes reach the model server; empty is MLOPS_HOST and MLOPS_SERVE_PORT.",
     )
+    proxy_at: str = Field(
+        default="",
+        validation_alias="MLOPS_PROXY_URL",
+        pattern="^(https?://[^/?#]+)?$",
+        description="Where processes reach the proxy, under the name of MLOPS_PUBLIC_URL; empty is MLOPS_PUBLIC_URL.",
+    )
     portal_port: int = Field(default=8080, ge=1, le=65535, description="Port of the portal page.")
 
     webhook_secret: SecretStr = Field(
@@ -79,6 +85,17 @@ class Settings(BaseSettings):
         description="What MLflow signs its registry webhooks with; empty: no receiver is started.",
     )
     webhook_port: int = Field(default=3001, ge=1, le=65535, description="Port of the receiver.")
+    github_repository: str = Field(
+        default="",
+        pattern=r"^([A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+)?$",
+        description="OWNER/NAME whose workflows the receiver tells of new models and champions; empty: none.",
+    )
+    github_token: SecretStr = Field(
+        default=SecretStr(""), description="What the receiver tells them with: a token that may write that repository."
+    )
+    github_api: str = Field(
+        default="https://api.github.com", pattern="^https?://[^?#]+$", description="The API of that GitHub."
+    )
 
     serve_port: int = Field(default=8000, ge=1, le=65535, description="Port of the model server, HTTP.")
     grpc_port: int = Field(default=8001, ge=1, le=65535, description="Port of the model server, gRPC.")
@@ -134,6 +151,11 @@ class Settings(BaseSettings):
     def serve_page(self) -> str:
         """Where a person or a program outside reaches the model server."""
         return self.public_url or self.serve_url
+
+    @property
+    def proxy_url(self) -> str:
+        """Where processes reach the proxy."""
+        return self.proxy_at or self.public_url
 
     @property
     def portal_url(self) -> str:

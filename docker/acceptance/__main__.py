@@ -1,7 +1,8 @@
 """`make docker-test`: the server set-up as a team runs it: built, started, used through nginx, killed, taken down.
 
 Needs a Docker engine with Compose and a Python, nothing else. Its project is `mlops-test`, with volumes of its own, so
-that it can run beside a set-up that is in use. KEEP=1 leaves it running at the end.
+that it can run beside a set-up that is in use. MLOPS_TAG=TAG tests images that are there, KEEP=1 leaves the stack running
+at the end, and names of steps as arguments run these alone.
 """
 
 from __future__ import annotations
@@ -46,10 +47,11 @@ DONE: Final = {"SUCCESS", "FAILURE", "CANCELED"}
 def main() -> int:
     """Run all; the exit code."""
     stack = Stack()
+    steps = [(what, step) for what, step in STEPS if step.__name__ in (sys.argv[1:] or [step.__name__])]
     try:
-        for number, (what, step) in enumerate(STEPS, 1):
+        for number, (what, step) in enumerate(steps, 1):
             began = time.monotonic()
-            print(f"[{number}/{len(STEPS)}] {what} ...", flush=True)
+            print(f"[{number}/{len(steps)}] {what} ...", flush=True)
             for line in step(stack) or ():
                 print(f"      {line}", flush=True)
             print(f"      {time.monotonic() - began:.0f} s", flush=True)
@@ -69,7 +71,7 @@ def main() -> int:
 def build(stack: Stack) -> Iterator[str]:
     """All images, and how large they are."""
     network = os.environ.get("MLOPS_BUILD_NETWORK", "default")
-    for target in TARGETS:
+    for target in () if "MLOPS_TAG" in os.environ else TARGETS:
         command = ["build", "--quiet", "--network", network, "--file", str(ROOT / "docker" / "Dockerfile")]
         command += ["--target", target, "--tag", f"mlops-{target}:{TAG}"]
         command += ["--build-arg", f"TORCH_INDEX={os.environ.get('TORCH_INDEX', '')}", str(ROOT)]

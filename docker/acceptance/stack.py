@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 ROOT: Final = Path(__file__).parents[2]
 PROJECT: Final = "mlops-test"
-TAG: Final = "acceptance"
+TAG: Final = os.environ.get("MLOPS_TAG") or "acceptance"
 
 
 class Failed(Exception):

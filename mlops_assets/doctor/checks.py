@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Final
 
-from mlops_assets.doctor import contents, databases, machine, processes
+from mlops_assets.doctor import contents, databases, machine, processes, server
 from mlops_assets.doctor.examination import Check, Finding, examination, findings, sentence
 from mlops_assets.errors import MlopsError
 from mlops_assets.home import ensure_home
@@ -42,9 +42,15 @@ def examine(*, deep: bool = False) -> Iterator[Finding]:
     yield from findings("home", partial(machine.space, "home", here.home))
     yield from findings("file locks", partial(machine.locking, here.home))
     yield from findings("clock", partial(machine.clock, here.home))
+    has_servers = server.is_one(here)
+    if has_servers:
+        server.hasten()
     with examination(here, deep=deep) as look:
         for name, check in CHECKS.items():
-            yield from findings(name, partial(check, look))
+            if not (has_servers and name == "ports"):  # those of `mlops up`, which is not what runs there
+                yield from findings(name, partial(check, look))
+        if has_servers:
+            yield from server.examine(look)
 
 
 CHECKS: Final[Mapping[str, Check]] = {

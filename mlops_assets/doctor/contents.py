@@ -33,7 +33,7 @@ def settings(here: Settings, environment: Mapping[str, str]) -> Iterator[Finding
     from mlops_assets.store import Store
 
     sound = True
-    known = {f"MLOPS_{name.upper()}" for name in Settings.model_fields if name != "mlflow_tracking_uri"}
+    known = {str(one.validation_alias or f"MLOPS_{name.upper()}") for name, one in Settings.model_fields.items()}
     for name in sorted(environment):
         near = difflib.get_close_matches(name, known, n=1, cutoff=_LOOKS_LIKE)
         if name.startswith("MLOPS_") and name not in known and near:

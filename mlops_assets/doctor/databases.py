@@ -29,6 +29,8 @@ def dagster(look: Examination) -> Iterator[Finding]:
     if not (home / "dagster.yaml").is_file():
         yield Finding("Dagster", "ok", f"{home} is not made yet; the first run makes it")
         return
+    elsewhere = bool(look.here.dagster_database.get_secret_value())
+    where = "MLOPS_DAGSTER_DATABASE" if elsewhere else str(home)
     files = [home / "history" / "runs.db", home / "history" / "runs" / "index.db", home / "schedules" / "schedules.db"]
     if look.deep:
         files = sorted({*files, *(home / "history" / "runs").glob("*.db")})
@@ -44,17 +46,23 @@ def dagster(look: Examination) -> Iterator[Finding]:
             fix = (
                 'run `eval "$(mlops env)"`, then `dagster instance migrate`; if that fails, install the Dagster it was'
             )
-            yield Finding("Dagster", "problem", f"a database in {home} has schema {found}, not {head}", fix)
+            yield Finding("Dagster", "problem", f"a database in {where} has schema {found}, not {head}", fix)
             return
-    read = sum(file.stat().st_size for file in files if file.is_file())
-    yield Finding("Dagster", "ok", f"dagster.yaml and {decimal(read)} of databases in {home} are sound")
+    read = decimal(sum(file.stat().st_size for file in files if file.is_file()))
+    kept = f"the schema in {where}" if elsewhere else f"{read} of databases in {home}"
+    yield Finding("Dagster", "ok", f"dagster.yaml and {kept} are sound")
 
 
 def mlflow(look: Examination) -> Iterator[Finding]:
     """Whether MLflow's database is whole and fits the installed MLflow, or its server answers."""
     uri = look.here.mlflow_tracking_uri
+    if uri.startswith(("http://", "https://")):
+        from mlops_assets.doctor.server_mlflow import server
+
+        yield from server(look)
+        return
     if uri:
-        yield from _server(uri)
+        yield Finding("MLflow", "ok", "kept elsewhere (MLFLOW_TRACKING_URI), so not looked at")
         return
     database = models.database(look.here)
     if not database.is_file():
@@ -65,7 +73,7 @@ def mlflow(look: Examination) -> Iterator[Finding]:
         yield from broken
         return
     found = str(rows(database, "SELECT version_num FROM alembic_version")[0][0])
-    known, head = _revisions("mlflow", "store/db_migrations/versions")
+    known, head = revisions("mlflow", "store/db_migrations/versions")
     if found not in known:
         fix = "upgrade mlflow to the release that wrote it"
         yield Finding("MLflow", "problem", f"{database} has schema {found}, of a newer MLflow", fix)
@@ -122,7 +130,7 @@ def _whole(check: str, database: Path, look: Examination) -> Iterator[Finding]:
         yield Finding(check, "problem", what, fix)
 
 
-def _revisions(package: str, folder: str) -> tuple[set[str], str]:
+def revisions(package: str, folder: str) -> tuple[set[str], str]:
     """The schema revisions that an installed package knows, and the newest, from its migrations' text."""
     spec = importlib.util.find_spec(package)
     assert spec is not None
@@ -134,18 +142,3 @@ def _revisions(package: str, folder: str) -> tuple[set[str], str]:
             (followed if down else known).update(_ID.findall(value))
     (head,) = known - followed
     return known, head
-
-
-def _server(uri: str) -> Iterator[Finding]:
-    if not uri.startswith(("http://", "https://")):
-        yield Finding("MLflow", "ok", "kept elsewhere (MLFLOW_TRACKING_URI), so not looked at")
-        return
-    import httpx
-
-    try:
-        status = httpx.get(f"{uri.rstrip('/')}/health", timeout=2).status_code
-    except httpx.HTTPError as error:
-        what = f"no server answers at {uri} ({str(error) or type(error).__name__})"
-        yield Finding("MLflow", "problem", what, "start it, or mend MLFLOW_TRACKING_URI")
-    else:
-        yield Finding("MLflow", "ok", f"{uri} answers ({status})")

@@ -54,8 +54,10 @@ class Examination:
 
         Raises:
             HomeError: It cannot be opened.
+            DatabaseError: PostgreSQL, where it is kept, does not answer.
         """
         from mlops_assets.doctor.processes import holders, stands_still
+        from mlops_assets.doctor.server_postgres import connected
         from mlops_assets.home import open_instance
 
         if not (self.dagster_home / "dagster.yaml").is_file():
@@ -63,6 +65,9 @@ class Examination:
         for lock, pid in holders([self.here.dagster_home / ".create.lock"]).items():
             if stands_still(pid):  # to open the instance would wait for it
                 raise HomeError(f"{lock} is held by process {pid}, which is stopped; `kill -CONT {pid}` lets it go on")
+        if self.here.dagster_database.get_secret_value():  # where it is down, Dagster would try for long
+            with connected("MLOPS_DAGSTER_DATABASE", self.here.dagster_database):
+                pass
         return self.closing.enter_context(open_instance(self.here))
 
 

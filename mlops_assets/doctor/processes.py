@@ -82,7 +82,7 @@ def runs(look: Examination) -> Iterator[Finding]:
     home, odd = look.here.home, 0
     records = instance.get_run_records(dg.RunsFilter(statuses=IN_PROGRESS))
     gone = liveness.released(home)
-    is_up = bool(holders([home / "up.lock"]))
+    is_up = bool(look.here.dagster_at or holders([home / "up.lock"]))  # daemons elsewhere have a check of their own
     for record in records:
         run = record.dagster_run
         name = _pipeline(run)

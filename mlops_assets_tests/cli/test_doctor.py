@@ -1,13 +1,14 @@
 """`mlops doctor`, by the real command."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 from mlops_assets.cli import console
-from mlops_assets.data import samples
 from mlops_assets.doctor import checks
+from mlops_assets.doctor.server import QUICK
 from mlops_assets.settings import settings
 from mlops_assets.store import Store
 from mlops_assets.upkeep import entries
@@ -41,6 +42,25 @@ def test_a_fresh_home_is_sound(mlops: Mlops) -> None:
     expected |= {"Dagster's port", "the model server's port", "the model server's gRPC port"}
     assert set(table(told.out)) == expected
     assert "problem" not in told.out
+
+
+def test_what_was_found_for_machines(mlops: Mlops) -> None:
+    told = mlops("doctor", "--json")
+    found = json.loads(told.out)
+    assert {"check", "result", "found", "fix"} == set(found[0])
+    assert {one["result"] for one in found} <= {"ok", "warning"}
+
+
+def test_servers_are_looked_at_where_they_are_set_up(
+    mlops: Mlops, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in {**QUICK, "MLOPS_SERVE_URL": "http://127.0.0.1:9", "MLOPS_SECRETS": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    told = mlops("doctor")
+    found = table(told.out)
+    assert (told.code, found["model server"], found["rights"], found["settings"]) == (1, "problem", "ok", "ok")
+    assert "the model server's port" not in found
+    assert "no server answers at http://127.0.0.1:9" in told.out
 
 
 def test_a_warning_is_no_failure(mlops: Mlops, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,14 +107,12 @@ def test_a_check_that_fails_is_a_line_and_no_traceback(mlops: Mlops, monkeypatch
 @pytest.mark.filterwarnings("ignore:(Parameter|Function) `(execution_type|observable_source_asset):dagster.BetaWarning")
 @pytest.mark.filterwarnings("ignore:Property `OpDefinition.version`:DeprecationWarning")
 @pytest.mark.slow
-def test_a_home_in_use_is_sound_until_something_breaks(loop: Loop, mlops: Mlops) -> None:
-    loop.commit(samples.iris())
-    loop.settle()
+def test_a_home_in_use_is_sound_until_something_breaks(settled: Loop, mlops: Mlops) -> None:
     told = mlops("doctor", "--deep")
     results = {result for check, result in table(told.out).items() if not check.endswith("port")}
     assert results == {"ok"}, told.out
     assert (told.code, told.err) == (0, "")
-    (slot,) = entries(Store(loop.here.store_url), "iris/model")
+    (slot,) = entries(Store(settled.here.store_url), "iris/model")
     for file in Path(slot.url).glob("*/weights.safetensors"):
         file.write_bytes(file.read_bytes()[::-1])
     assert mlops("doctor").code == 0, "nothing is hashed in passing"

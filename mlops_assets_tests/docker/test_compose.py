@@ -96,7 +96,7 @@ def test_programs_get_their_databases_from_the_secrets(tmp_path: Path, given: st
     (tmp_path / "dagster-password").write_text("abc\n")
     (tmp_path / "mlflow-password").write_text("def\n")
     environment = {"PATH": os.environ["PATH"], "MLOPS_SECRETS": str(tmp_path), "MLOPS_DAGSTER_DATABASE": given}
-    command = ["sh", str(DOCKER / "entrypoint.sh"), "env"]
+    command = ["sh", str(DOCKER / "bin" / "entrypoint.sh"), "env"]
     told = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
     variables = dict(line.split("=", 1) for line in told.splitlines())
     assert variables["MLOPS_DAGSTER_DATABASE"] == (given or "postgresql+psycopg2://dagster:abc@postgres:5432/dagster")

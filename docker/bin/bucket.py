@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Make a bucket of the S3-compatible store, unless it is there."""
 
 import os

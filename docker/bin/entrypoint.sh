@@ -1,5 +1,6 @@
 #!/bin/sh
-# Turn the secret files of the `setup` service into the variables that the programs read, then become the program.
+# Turn the secret files of the `setup` service into what the programs read, then become the program. Under the name of a
+# command (a link) it becomes that: `docker compose exec` and health checks come past the image's entry point.
 set -eu
 
 secrets=${MLOPS_SECRETS:-/run/mlops}
@@ -15,13 +16,20 @@ if [ -r "$secrets/mlflow-password" ] && [ -z "${MLOPS_MLFLOW_DATABASE:-}" ]; the
   MLFLOW_BACKEND_STORE_URI=$MLOPS_MLFLOW_DATABASE # read by `mlflow server` alone
   export MLOPS_MLFLOW_DATABASE MLFLOW_BACKEND_STORE_URI
 fi
-if [ -r "$secrets/webhook-secret" ] && [ -z "${MLOPS_WEBHOOK_SECRET:-}" ]; then
-  MLOPS_WEBHOOK_SECRET=$(password webhook-secret)
-  export MLOPS_WEBHOOK_SECRET
-fi
 if [ -r "$secrets/s3-key" ] && [ -n "${MLFLOW_S3_ENDPOINT_URL:-}" ] && [ -z "${AWS_ACCESS_KEY_ID:-}" ]; then
   AWS_ACCESS_KEY_ID=mlflow
   AWS_SECRET_ACCESS_KEY=$(password s3-key)
   export AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY
 fi
-exec "$@"
+authorities=/tmp/authorities.pem
+if [ -r "$secrets/certificate.pem" ] && [ "${SSL_CERT_FILE:-}" != $authorities ]; then # the doctor asks through nginx
+  cat "${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}" "$secrets/certificate.pem" > $authorities.$$
+  mv $authorities.$$ $authorities
+  export SSL_CERT_FILE=$authorities
+fi
+
+name=$(basename "$0")
+case $name in
+  entrypoint.sh) exec "$@" ;;
+  *) exec "/opt/venv/bin/$name" "$@" ;;
+esac
