@@ -12,6 +12,7 @@ import sys
 import typer
 
 from mlops_assets.cli import (
+    backup,
     console,
     data,
     demo,
@@ -20,10 +21,13 @@ from mlops_assets.cli import (
     export,
     gate,
     incoming,
+    judge,
     ledger,
     moves,
     new,
+    portal,
     predict,
+    report,
     run,
     serve,
     status,
@@ -55,6 +59,9 @@ data.app.command("growth", epilog="Example: mlops data growth iris")(versions.gr
 data.app.command("cleanup", epilog="Example: mlops data cleanup iris --hours 1")(versions.cleanup)
 app.command("status")(status.status)
 app.command("run")(run.run)
+app.command("stale")(judge.stale)
+app.command("report")(report.report)
+app.command("trial")(report.trial)
 app.command("new")(new.new)
 app.command("serve")(serve.serve)
 app.command("predict")(predict.predict)
@@ -65,10 +72,14 @@ app.command("stream", epilog=stream.EPILOG)(stream.stream)
 app.add_typer(ledger.app, name="ledger")
 app.command("at")(ledger.at)
 app.command("anchor")(ledger.anchor)
+app.command("judge")(judge.judge)
 app.command("promote")(moves.promote)
 app.command("rollback")(moves.rollback)
 app.add_typer(gate.app, name="gate")
 app.add_typer(store.app, name="store")
+app.command("portal")(portal.portal)
+app.command("backup")(backup.backup)
+app.command("restore")(backup.restore)
 app.command("doctor")(doctor.doctor)
 app.command("env")(up.env)
 

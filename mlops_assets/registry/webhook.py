@@ -1,8 +1,8 @@
 """A receiver of MLflow's registry webhooks, which has the registry looked at sooner.
 
-Belongs here: `python -m mlops_assets.registry.webhook`, which checks a delivery and touches a file. Not here: looking
-(`watch.py`) and what follows from it: MLflow delivers at most once, so the sensor's own looks are what counts, and a
-delivery says no more than "now".
+Belongs here: `python -m mlops_assets.registry.webhook`, which checks a delivery, touches a file and hands the
+delivery on. Not here: looking (`watch.py`) and what follows from it: MLflow delivers at most once, so the sensor's own
+looks are what counts, and a delivery says no more than "now"; whom else it is told to (`github.py`).
 
 MLflow signs `ID.TIMESTAMP.BODY` with HMAC-SHA256, after the Standard Webhooks specification. What is unsigned, too old
 or comes for the second time is refused.
@@ -15,7 +15,7 @@ import hashlib
 import hmac
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -70,14 +70,16 @@ class Deliveries:
         return ""
 
 
-def application(secret: str, poke: Path) -> Starlette:
+def application(secret: str, poke: Path, hand_on: Callable[[bytes], Awaitable[None]] | None = None) -> Starlette:
     """The server: POST /webhook answers 204 for a good delivery, 401 for another; GET /health answers 200.
 
     Args:
         secret: What MLflow signs with.
         poke: The file that a good delivery touches.
+        hand_on: Is given the body of a good delivery once that is answered.
     """
     from starlette.applications import Starlette
+    from starlette.background import BackgroundTask
     from starlette.requests import Request
     from starlette.responses import PlainTextResponse, Response
     from starlette.routing import Route
@@ -94,7 +96,7 @@ def application(secret: str, poke: Path) -> Starlette:
         if refusal:
             return PlainTextResponse(refusal, 401)
         poke.touch()
-        return Response(status_code=204)
+        return Response(status_code=204, background=BackgroundTask(hand_on, body) if hand_on else None)
 
     async def healthy(_request: Request) -> Response:
         return PlainTextResponse("ok")
@@ -110,6 +112,7 @@ def main() -> None:
     """
     import uvicorn
 
+    from mlops_assets.registry.github import teller
     from mlops_assets.settings import settings
 
     here = settings()
@@ -118,7 +121,8 @@ def main() -> None:
         raise NoSecret(
             "MLOPS_WEBHOOK_SECRET is not set; give the receiver the secret that MLflow's webhook was made with"
         )
-    uvicorn.run(application(secret, here.registry_poke), host=here.host, port=here.webhook_port, log_level="warning")
+    received = application(secret, here.registry_poke, teller(here))
+    uvicorn.run(received, host=here.host, port=here.webhook_port, log_level="warning")
 
 
 if __name__ == "__main__":
