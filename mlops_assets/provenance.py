@@ -51,6 +51,16 @@ def source_key(pipeline: str) -> dg.AssetKey:
     return dg.AssetKey(["oxen", pipeline])
 
 
+def import_key(pipeline: str) -> dg.AssetKey:
+    """`NAME/import`: what fetches the data of a pipeline that has a source."""
+    return dg.AssetKey([pipeline, "import"])
+
+
+def import_job_name(pipeline: str) -> str:
+    """The job that fetches a pipeline's data, and nothing else."""
+    return f"{pipeline}_import_job"
+
+
 def job_name(pipeline: str) -> str:
     """The job over all assets of a pipeline."""
     return f"{pipeline}_job"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from mlops_assets.data.config import ImagesConfig, OriginConfig
+from mlops_assets.data.config import ImagesConfig, OriginConfig, SourceConfig
 from mlops_assets.errors import MlopsError
 from mlops_assets.gate.condition import ConditionError, parse
 from mlops_assets.serving.config import ServingSpec
@@ -53,7 +53,10 @@ def _condition(text: str) -> str:
 
 
 def _cron(text: str) -> str:
-    import dagster as dg
+    try:
+        import dagster as dg
+    except ImportError:
+        return text  # in the model server's image, where nobody keeps a schedule; the code server has read it, too
 
     try:
         dg.ScheduleDefinition(name="check", job_name="check", cron_schedule=text)
@@ -94,6 +97,16 @@ FunctionRef = Annotated[str, Field(pattern=r"^(\w+/)*\w+\.py:[A-Za-z_]\w*$")]
 Owner = Annotated[str, Field(pattern=r"^(team:.+|[A-Za-z0-9_][A-Za-z0-9._%+-]*@[A-Za-z0-9.-]+\.[A-Za-z]{2,7})$")]
 
 
+class SourceSpec(SourceConfig):
+    """Where new versions of the data come from, and when they are fetched."""
+
+    schedule: Annotated[str, AfterValidator(_cron)] | None = Field(
+        default=None,
+        description="Cron expression, in UTC, of fetching it; an unchanged source makes no commit. Without, "
+        "`mlops data import NAME` fetches it.",
+    )
+
+
 class DataSpec(StrictModel):
     """Which table or which images of which Oxen repository, and what its columns mean."""
 
@@ -111,6 +124,7 @@ class DataSpec(StrictModel):
     origin: OriginConfig = Field(
         default_factory=OriginConfig, description="Where the first version comes from when nobody gives a file."
     )
+    source: SourceSpec | None = Field(default=None, description="Where new versions come from, again and again.")
     key: Column = Field(
         description="Column that identifies a row for ever, and that the split hashes; `key` for images."
     )
@@ -146,6 +160,8 @@ class DataSpec(StrictModel):
     def _distinct(self) -> Self:
         if self.images is not None and {"key": self.key, "target": self.target} != IMAGE_COLUMNS:
             raise ValueError("images have the columns key and label; leave `key` and `target` out")
+        if self.images is not None and self.source is not None and self.source.sql:
+            raise ValueError("a query gives a table and no images; use `folder` or `url` in `source`")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes must differ from each other (got {self.classes})")
         if self.key == self.target:
@@ -309,6 +325,12 @@ class PipelineSpec(StrictModel):
     schedule: Annotated[str, AfterValidator(_cron)] | None = Field(
         default=None,
         description="Cron expression of an extra retraining; each tick enters the seed, so it is never a cache hit.",
+    )
+    location: str = Field(
+        default="mlops_assets",
+        pattern="^[A-Za-z0-9_-]+$",
+        description="The code location that loads the pipeline, by its MLOPS_LOCATION: that of another host runs it "
+        "there, with its data, its store and its ledger.",
     )
     sensor: bool = Field(
         default=True,

@@ -15,9 +15,10 @@ from dagster._core.storage.tags import RUN_KEY_TAG, SENSOR_NAME_TAG
 from mlops_assets import push as push_
 from mlops_assets.assessment import Assessment
 from mlops_assets.cli import data
-from mlops_assets.cli.intake import Intake
+from mlops_assets.cli.up import is_up
 from mlops_assets.data import samples
 from mlops_assets.home import ensure_home, open_instance
+from mlops_assets.intake import Intake
 from mlops_assets.pipeline import STAGES, find_pipeline
 from mlops_assets.provenance import asset_key
 from mlops_assets.push import PushError, answers, push
@@ -41,7 +42,7 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def here() -> Settings:
+def here(home: Path) -> Settings:
     """A home with iris in Oxen."""
     made = ensure_home(settings())
     repository = made.repository("iris")
@@ -68,14 +69,8 @@ def webserver(here: Settings, *options: str, workspace: Path = PROJECT / "worksp
     command = [sys.executable, "-m", "dagster_webserver", "-w", str(workspace)]
     command += ["-h", here.host, "-p", str(here.dagster_port), *options]
 
-    def ready() -> bool:
-        try:
-            return httpx.get(f"{here.dagster_url}/server_info", trust_env=False).is_success
-        except httpx.HTTPError:
-            return False
-
     environment = {"MLOPS_HOME": str(here.home), "PYTHONPATH": str(PROJECT)}
-    with started([Service("webserver", command, here.home / "webserver.log", ready, environment)]):
+    with started([Service("webserver", command, here.home / "webserver.log", lambda: is_up(here), environment)]):
         yield
 
 
@@ -146,7 +141,8 @@ def test_a_broken_dagster_home_does_not_stop_a_commit(here: Settings, capsys: py
 
 def test_the_tags_are_those_by_which_the_daemon_knows_a_wish(now: Assessment) -> None:
     assert (push_.RUN_KEY_TAG, push_.SENSOR_TAG) == (RUN_KEY_TAG, SENSOR_NAME_TAG)
-    tags = {tag["key"]: tag["value"] for tag in push_._request(now)["variables"]["params"]["executionMetadata"]["tags"]}
+    params = push_._request(now, settings())["variables"]["params"]
+    tags = {tag["key"]: tag["value"] for tag in params["executionMetadata"]["tags"]}
     assert tags[RUN_KEY_TAG] == now.run_key
     assert now.tags.items() <= tags.items()
 
@@ -173,7 +169,7 @@ def test_the_run_is_what_the_sensor_would_ask_for(
         assert {f"iris__{check}" for check in checks} < set(steps)
 
         (sensor,) = [tag for key, tag in run.tags.items() if key == SENSOR_NAME_TAG]
-        selector = f'{{repositoryName: "{push_.REPOSITORY}", repositoryLocationName: "{push_.LOCATION}"}}'
+        selector = f'{{repositoryName: "{push_.REPOSITORY}", repositoryLocationName: "{here.location}"}}'
         text = f"{{sensorsOrError(repositorySelector: {selector}) {{... on Sensors {{results {{name}}}}}}}}"
         answer = httpx.post(f"{here.dagster_url}/graphql", json={"query": text}, trust_env=False, timeout=30).json()
         assert sensor in [each["name"] for each in answer["data"]["sensorsOrError"]["results"]]

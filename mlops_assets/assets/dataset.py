@@ -15,7 +15,7 @@ from mlops_assets.oxen.errors import OxenError
 from mlops_assets.oxen.repository import Repository
 from mlops_assets.oxen.tree import Commit
 from mlops_assets.pipeline import Pipeline
-from mlops_assets.provenance import DIGEST, asset_key, latest_metadata, metadata_history, source_key
+from mlops_assets.provenance import DIGEST, asset_key, import_key, latest_metadata, metadata_history, source_key
 from mlops_assets.resources.oxen import OxenResource
 from mlops_assets.resources.store import StoreResource
 from mlops_assets.store import Entry, StoreError
@@ -33,18 +33,36 @@ HISTORY: Final = 50
 def build_source(pipeline: Pipeline) -> Any:
     """The observable source asset of a pipeline's data."""
     data = pipeline.spec.data
+    description = (
+        f"`{data.path}` on branch `{data.branch}` of the Oxen repository `{pipeline.repository}`. "
+        "Its data version is a digest of the content: a reverted commit is the old version again."
+    )
+
+    def version(oxen: OxenResource) -> dg.DataVersion:
+        with plain_failures():
+            repository = oxen.repository(pipeline.repository)
+            return dg.DataVersion(repository.digest(data.path, repository.resolve(data.branch)))
+
+    if data.source:  # only this decorator lets something be upstream
+        key = source_key(pipeline.name)
+        upstream = dg.AssetSpec(
+            key, deps=[import_key(pipeline.name)], description=description, group_name=pipeline.name, kinds={"oxen"}
+        )
+
+        @dg.multi_observable_source_asset(specs=[upstream])  # type: ignore[untyped-decorator]
+        def fetched(oxen: OxenResource) -> dg.ObserveResult:
+            return dg.ObserveResult(key, data_version=version(oxen))
+
+        return fetched
 
     @dg.observable_source_asset(
         key=source_key(pipeline.name),
         group_name=pipeline.name,
         tags={"dagster/kind/oxen": ""},  # this decorator has no `kinds` of its own
-        description=f"`{data.path}` on branch `{data.branch}` of the Oxen repository `{pipeline.repository}`. "
-        "Its data version is a digest of the content: a reverted commit is the old version again.",
+        description=description,
     )
     def source(oxen: OxenResource) -> dg.DataVersion:
-        with plain_failures():
-            repository = oxen.repository(pipeline.repository)
-            return dg.DataVersion(repository.digest(data.path, repository.resolve(data.branch)))
+        return version(oxen)
 
     return source
 

@@ -17,12 +17,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from mlops_assets.cli.console import err, out
-from mlops_assets.cli.intake import DataError, Intake, from_origin, given, has_origin, with_key
+from mlops_assets.cli.intake import from_origin, has_origin, meter, source_given, tell
 from mlops_assets.errors import MlopsError
 from mlops_assets.home import ensure_home, open_instance
+from mlops_assets.intake import DataError, Intake, given, with_key
+from mlops_assets.intake import commit as commit_intake
 from mlops_assets.oxen.errors import PathNotFound, RevisionNotFound
 from mlops_assets.oxen.repository import Repository
-from mlops_assets.oxen.tree import Commit, Entry
+from mlops_assets.oxen.tree import Entry
 from mlops_assets.pipeline import Pipeline, find_pipeline
 from mlops_assets.push import answers, nobody_there, push
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     import dagster as dg
     import polars as pl
 
+    from mlops_assets.data.config import SourceConfig
     from mlops_assets.settings import Settings
 
 app = typer.Typer(
@@ -52,25 +55,46 @@ Revision = Annotated[str, typer.Option("--revision", "-r", help="A branch or a c
 
 
 @app.command("import", epilog="Example: mlops data import iris, or mlops data import churn customers.csv")
-def import_(
+def import_(  # noqa: PLR0917 - typer reads them by name
     name: PipelineName,
-    path: Annotated[
-        Path | None,
-        typer.Argument(help="A table; for images a directory or an archive; without, what the pipeline names."),
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[PATH]...",
+            help="A table, several with the same columns or a directory of them; for images a directory or an archive; "
+            "without, what the pipeline names.",
+        ),
     ] = None,
+    sql: Annotated[str, typer.Option(metavar="QUERY", help="A query, or @FILE.sql; with --database.")] = "",
+    database: Annotated[
+        str, typer.Option(metavar="VARIABLE", help="The environment variable with the database's SQLAlchemy URL.")
+    ] = "",
+    url: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="A table (CSV, Parquet, JSON lines) or an archive, by HTTP.")
+    ] = "",
+    sha256: Annotated[str, typer.Option(metavar="DIGEST", help="What the download's SHA-256 must be.")] = "",
+    token: Annotated[
+        str, typer.Option(metavar="VARIABLE", help="The environment variable with the token for the address.")
+    ] = "",
     message: Annotated[str, typer.Option("--message", "-m", help="What it is and where it comes from.")] = "",
     no_push: NoPush = False,
 ) -> None:
     """Put data into the pipeline's Oxen repository, making the repository when it is new.
 
-    A table without the pipeline's key column gets one: the row's number, from 1 on.
+    From files, from a query of any database that SQLAlchemy knows, or from an address; without any, from the source or
+    the origin in the pipeline's defs.yaml. A file without the pipeline's key column gets one: the row's number, from 1
+    on. A query's rows are put in the order of their key.
     """
     here = ensure_home()
     pipeline = find_pipeline(name)
-    with given(pipeline, path, here) if path else from_origin(pipeline, here) as found:
-        intake = with_key(pipeline, found)
-        here.repository(pipeline.repository).init()
-        _record(pipeline, here, intake, message or f"import {intake.source}", launch=not no_push)
+    wanted = source_given(sql=sql, database=database, url=url, sha256=sha256, token=token)
+    if paths and wanted:
+        raise DataError(f"{paths[0]} and --sql or --url are both given; give one of them")
+    with _taken(pipeline, here, paths or [], wanted or pipeline.spec.data.source) as intake:
+        if intake is None:
+            out.print(f"nothing changed: the address has what {pipeline.repository} has already", markup=False)
+        else:
+            _record(pipeline, here, intake, message or f"import {intake.source}", launch=not no_push)
 
 
 @app.command(epilog='Example: mlops data commit iris iris.csv -m "two flowers corrected"')
@@ -87,12 +111,28 @@ def commit(
     here = ensure_home()
     pipeline = find_pipeline(name)
     existing(pipeline, here)
-    with given(pipeline, path, here) as intake:
+    with given(pipeline, [path], here.home, tell) as intake:
         _record(pipeline, here, intake, message, launch=not no_push)
 
 
+@contextmanager
+def _taken(
+    pipeline: Pipeline, here: Settings, paths: list[Path], source: SourceConfig | None
+) -> Iterator[Intake | None]:
+    """What is named, else what the source has, else what the origin has; None when the source has nothing new."""
+    if source and not paths:
+        from mlops_assets import doors
+
+        repository = here.repository(pipeline.repository)
+        with doors.opened(pipeline, source, repository, here.home, tell=tell, meter=meter) as found:
+            yield found
+        return
+    with given(pipeline, paths, here.home, tell) if paths else from_origin(pipeline, here) as intake:
+        yield with_key(pipeline, intake, tell)
+
+
 def ensure_data(pipeline: Pipeline, here: Settings) -> None:
-    """Commit the first version from the pipeline's origin, where Oxen has none yet and the origin is known."""
+    """Commit the first version from the pipeline's source or origin, where Oxen has none yet and one is known."""
     repository = here.repository(pipeline.repository)
     if repository.exists() and repository.heads():
         variable = pipeline.spec.data.origin.variable
@@ -103,11 +143,12 @@ def ensure_data(pipeline: Pipeline, here: Settings) -> None:
                 markup=False,
             )
         return
-    if not has_origin(pipeline):
+    source = pipeline.spec.data.source
+    if not (source or has_origin(pipeline)):
         return
-    with from_origin(pipeline, here) as intake:
+    with _taken(pipeline, here, [], source) as intake:
+        assert intake is not None, "nothing is known of a source before there is a version"
         out.print(f"{pipeline.repository} has no data yet: importing {intake.source}", markup=False)
-        repository.init()
         _record(pipeline, here, intake, f"import {intake.source}", launch=False)
 
 
@@ -207,7 +248,7 @@ def _record(pipeline: Pipeline, here: Settings, intake: Intake, message: str, *,
     path, counted = pipeline.spec.data.path, "files" if pipeline.spec.data.images is not None else "rows"
     with _dagster_if_up(here, wanted=launch) as instance:
         with out.status("committing to Oxen ..."):
-            made = _commit(repository, pipeline, intake, message)
+            made = commit_intake(repository, pipeline, intake, message)
         if made is None:
             out.print(f"nothing changed: {pipeline.repository} {path} has this very content already", markup=False)
             return
@@ -223,25 +264,6 @@ def _record(pipeline: Pipeline, here: Settings, intake: Intake, message: str, *,
             out.print(nobody_there(pipeline.name, here), markup=False)
         else:
             _push(pipeline, repository, instance, here)
-
-
-def _commit(repository: Repository, pipeline: Pipeline, intake: Intake, message: str) -> Commit | None:
-    data, heads = pipeline.spec.data, repository.heads()
-    if data.branch == "main" or heads:
-        # of images, what the new version does not have is gone
-        replaced = data.images is not None and data.branch in heads and _holds(repository, data.path, data.branch)
-        remove = [data.path] if replaced else []
-        return repository.commit(message, files=intake.files, remove=remove, branch=data.branch)
-    made = repository.commit(message, files=intake.files)  # the first commit of a repository is always on main
-    repository.create_branch(data.branch)
-    return made
-
-
-def _holds(repository: Repository, path: str, branch: str) -> bool:
-    try:
-        return bool(repository.entries(path, repository.resolve(branch)))
-    except PathNotFound:
-        return False
 
 
 @contextmanager

@@ -1,109 +1,64 @@
-"""What a new version of a pipeline's data is made of.
+"""Where the first version of a pipeline's data comes from: its `origin`.
 
-Belongs here: turning what a person names, or the pipeline's own origin, into files for a commit. Does not: committing
-them (`data.py`), downloading and unpacking (`data/origin.py`).
+Belongs here: turning the origin into files for a commit. Does not: committing them (`../intake.py`), downloading and
+unpacking (`data/`), and what is fetched again and again (`../doors.py`).
 """
 
 from __future__ import annotations
 
-import gzip
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from mlops_assets.cli.console import out, progress_bar
-from mlops_assets.errors import MlopsError
+from mlops_assets.intake import DOWNLOADS, DataError, Intake, given
 from mlops_assets.pipeline import Pipeline
 
 if TYPE_CHECKING:
-    import polars as pl
-
+    from mlops_assets.data.config import SourceConfig
     from mlops_assets.settings import Settings
 
-DOWNLOADS: Final = "downloads"
 
-
-class DataError(MlopsError):
-    """A data command cannot do what was asked."""
-
-
-@dataclass(frozen=True)
-class Intake:
-    """One version of the data, before it is committed.
-
-    Attributes:
-        files: Content by path in the repository; a local directory stands for all files below it.
-        source: What it was made of, for the commit's message.
-    """
-
-    files: Mapping[str, Path | bytes]
-    source: str
+def tell(sentence: str) -> None:
+    """Print a sentence as it is."""
+    out.print(sentence, markup=False)
 
 
 @contextmanager
-def given(pipeline: Pipeline, file: Path, here: Settings) -> Iterator[Intake]:
-    """What a person names: a table, or for images a directory or an archive.
+def meter(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Show how many rows have arrived, or bytes of a file."""
+    from mlops_assets.doors import ROWS
+
+    if title == ROWS:
+        with out.status("asking the database ...") as status:
+            yield lambda done, _total: status.update(f"{done:,} rows ...")
+    else:
+        with progress_bar(title) as told:
+            yield told
+
+
+def source_given(*, sql: str, **options: str) -> SourceConfig | None:
+    """The source that a command's options name, if they do; a query's file lies where the command is typed.
 
     Raises:
-        DataError: It is missing, or of another kind than the path in `defs.yaml`.
+        DataError: They do not go together.
     """
-    data = pipeline.spec.data
-    if not file.exists():
-        what = "the file of the table" if data.images is None else "a directory of images, or an archive of one"
-        raise DataError(f"{file} does not exist; give {what}")
-    if data.images is None:
-        yield Intake({data.path: _checked_table(file, pipeline)}, file.name)
-        return
-    with directory_of(file, here) as place:
-        yield Intake(images_in(place, data.images.layout, data.path), file.name)
+    from pydantic import ValidationError
 
+    from mlops_assets.data.config import SourceConfig
 
-@contextmanager
-def directory_of(file: Path, here: Settings) -> Iterator[Path]:
-    """A directory as it is, or what is in an archive, unpacked for as long as it takes.
-
-    Raises:
-        OriginError: It is neither, or the archive cannot be unpacked.
-    """
-    from mlops_assets.data import origin
-
-    place = origin.local(file)
-    if place.is_dir():
-        yield place
-        return
-    folder = here.home / DOWNLOADS
-    folder.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unpacked-", dir=folder) as aside:
-        with out.status(f"unpacking {place.name} ..."):
-            unpacked = origin.unpacked(place, Path(aside) / "data")
-        yield unpacked
-
-
-def images_in(place: Path, layout: str, path: str) -> dict[str, Path]:
-    """The files of a directory that a layout reads, by their path in the repository; others are nobody's business.
-
-    Raises:
-        DataError: There is none, or they cannot be listed.
-    """
-    from mlops_assets.data.image_layouts import belongs
-
+    if sql.startswith("@"):
+        sql = f"@{Path(sql[1:]).expanduser().absolute()}"
+    named = {name: value for name, value in {"sql": sql, **options}.items() if value}
     try:
-        files = [one for one in sorted(place.rglob("*")) if one.is_file()]
-    except OSError as error:
-        raise DataError(f"{place} cannot be read ({error.strerror}); make it readable") from None
-    found = {one.relative_to(place).as_posix(): one for one in files}
-    wanted = {name: one for name, one in found.items() if belongs(name, layout)}
-    if not wanted:
-        raise DataError(f"{place} has no file of layout `{layout}` among its {len(found)} files; give another place")
-    if layout == "folder" and not all("/" in name for name in wanted):
-        stray = next(name for name in wanted if "/" not in name)
-        raise DataError(f"{place}: {stray} lies in no class's directory; move it into one named after its class")
-    return {f"{path}/{name}": one for name, one in wanted.items()}
+        return SourceConfig(**named) if named else None
+    except ValidationError as error:
+        line = error.errors(include_url=False)[0]
+        option = f"--{line['loc'][0]}: " if line["loc"] else ""
+        raise DataError(f"{option}{line['msg'].removeprefix('Value error, ')}") from None
 
 
 @contextmanager
@@ -117,12 +72,12 @@ def from_origin(pipeline: Pipeline, here: Settings) -> Iterator[Intake]:
     source = pipeline.spec.data.origin
     path = os.environ.get(source.variable, "") if source.variable else ""
     if path:
-        with given(pipeline, Path(path).expanduser(), here) as intake:
+        with given(pipeline, [Path(path).expanduser()], here.home, tell) as intake:
             yield intake
     elif source.sample:
         yield _sample(pipeline)
     elif source.url:
-        with _downloaded(pipeline, here) as file, given(pipeline, file, here) as intake:
+        with _downloaded(pipeline, here) as file, given(pipeline, [file], here.home, tell) as intake:
             yield intake
     else:
         hint = f", or set {source.variable}" if source.variable else ""
@@ -141,7 +96,7 @@ def has_origin(pipeline: Pipeline) -> bool:
 @contextmanager
 def _downloaded(pipeline: Pipeline, here: Settings) -> Iterator[Path]:
     """The origin's file, which is removed once it has been used: Oxen has its content then."""
-    from mlops_assets.data.origin import fetch
+    from mlops_assets.data.download import fetch
 
     source = pipeline.spec.data.origin
     target = here.home / DOWNLOADS / PurePath(urlsplit(source.url).path).name
@@ -154,6 +109,7 @@ def _downloaded(pipeline: Pipeline, here: Settings) -> Iterator[Path]:
 
 def _sample(pipeline: Pipeline) -> Intake:
     from mlops_assets.data import samples
+    from mlops_assets.data.tables import encode
 
     data = pipeline.spec.data
     name = data.origin.sample
@@ -162,56 +118,3 @@ def _sample(pipeline: Pipeline) -> Intake:
     else:
         files = {data.path: encode(samples.iris(), data.path)}
     return Intake(files, f"the sample '{name}'")
-
-
-def _checked_table(file: Path, pipeline: Pipeline) -> Path:
-    if file.is_dir():
-        raise DataError(f"{file} is a directory; give the file of the table")
-    wanted, found = ending(pipeline.spec.data.path), ending(file.name)
-    if wanted != found:
-        raise DataError(
-            f"{file} ends in '{found}', but `path` in {pipeline.folder / 'defs.yaml'} is '{pipeline.spec.data.path}'; "
-            f"give a {wanted} file"
-        )
-    return file
-
-
-def with_key(pipeline: Pipeline, intake: Intake) -> Intake:
-    """The same, where a table without the key column gets one: the row's number, from 1 on."""
-    from mlops_assets.data.readers import read_table
-
-    data = pipeline.spec.data
-    file = intake.files.get(data.path)
-    if data.images is not None or not isinstance(file, Path):
-        return intake
-    frame = read_table(file)
-    if data.key in frame.columns or not frame.columns:
-        return intake
-    out.print(f"{file.name} has no key column '{data.key}': it gets one, the row's number from 1 on", markup=False)
-    return Intake({data.path: encode(numbered(frame, data.key), data.path)}, intake.source)
-
-
-def ending(name: str) -> str:
-    """The part of a file's name that tells its kind, in lower case: `.csv`, `.csv.gz`, `.parquet`."""
-    path = PurePath(name.lower())
-    return "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
-
-
-def numbered(frame: pl.DataFrame, key: str) -> pl.DataFrame:
-    """A table with its row numbers, from 1 on, as first column."""
-    import polars as pl
-
-    return frame.insert_column(0, pl.int_range(1, frame.height + 1, eager=True, dtype=pl.Int64).alias(key))
-
-
-def encode(frame: pl.DataFrame, path: str) -> bytes:
-    """A table as the bytes of a file of that name."""
-    from mlops_assets.data.readers import SUPPORTED, to_parquet_bytes
-
-    kind = ending(path)
-    if kind not in SUPPORTED:
-        raise DataError(f"'{path}' is of no kind that can be written: its name must end in {', '.join(SUPPORTED)}")
-    if kind in {".parquet", ".pq"}:
-        return to_parquet_bytes(frame)
-    text = frame.write_csv(separator="\t" if kind.startswith(".tsv") else ",").encode()
-    return gzip.compress(text, mtime=0) if kind.endswith(".gz") else text

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from mlops_assets.cli.console import out
+from mlops_assets.cli.intake import source_given
 from mlops_assets.errors import MlopsError
 from mlops_assets.home import ensure_home
 from mlops_assets.pipeline import DEFS, Pipeline, find_pipeline, pipeline_folders
@@ -27,6 +28,7 @@ from mlops_assets.spec import NAME_PATTERN, SPEC_FILE, PipelineSpec, load_spec
 
 if TYPE_CHECKING:
     from mlops_assets.cli.derive import Derived
+    from mlops_assets.data.config import SourceConfig
 
 NOT_COPIED: Final = shutil.ignore_patterns("__pycache__", ".*", "*.pyc")
 
@@ -37,11 +39,21 @@ class NewError(MlopsError):
 
 @dataclass(frozen=True)
 class Table:
-    """The file that a new pipeline learns from, and its columns that matter; an empty key adds one."""
+    """The file that a new pipeline learns from, and its columns that matter; an empty key adds one.
+
+    Attributes:
+        file: The table.
+        target: Column with the class.
+        key: Column that identifies a row.
+        source: Where new versions come from, for `data.source`.
+        said: What it is, for people; empty means the file's name.
+    """
 
     file: Path
     target: str
     key: str = ""
+    source: SourceConfig | None = None
+    said: str = ""
 
 
 def new(  # noqa: PLR0917 - typer reads them by name
@@ -55,22 +67,40 @@ def new(  # noqa: PLR0917 - typer reads them by name
             "default: the same data.",
         ),
     ] = None,
-    target: Annotated[str, typer.Option(metavar="COLUMN", help="With --data: the column with the class.")] = "",
+    sql: Annotated[str, typer.Option(metavar="QUERY", help="A query, or @FILE.sql; with --database.")] = "",
+    database: Annotated[
+        str, typer.Option(metavar="VARIABLE", help="The environment variable with the database's SQLAlchemy URL.")
+    ] = "",
+    target: Annotated[
+        str, typer.Option(metavar="COLUMN", help="With --data or --sql: the column with the class.")
+    ] = "",
     key: Annotated[
-        str, typer.Option(metavar="COLUMN", help="With --data: what identifies a row; default: a number is added.")
+        str,
+        typer.Option(
+            metavar="COLUMN",
+            help="With --data or --sql: what identifies a row; default: a number is added, of a query the column id.",
+        ),
     ] = "",
     description: Annotated[str, typer.Option(help="One line for people who open the asset graph.")] = "",
 ) -> None:
     """Write a new pipeline that runs as it is: a copy of another one, or one for a table or images of your own.
 
     Example: [bold]mlops new churn --data customers.csv --target left[/bold], or
-    [bold]mlops new shoes --data photos/[/bold]
+    [bold]mlops new shoes --data photos/[/bold], or
+    [bold]mlops new churn --sql "SELECT * FROM customers" --database SHOP --target left[/bold]
     """
     here = ensure_home()
     description = " ".join(description.split())
     from mlops_assets.data.origin import is_archive
 
-    if data is None:
+    source = source_given(sql=sql, database=database)
+    if source:
+        if data or not target:
+            raise NewError("--sql needs --target COLUMN, which column has the class to predict, and no --data")
+        from mlops_assets.cli.new_query import write_queried_pipeline
+
+        folder = write_queried_pipeline(name, like, source, here, columns=(target, key), description=description)
+    elif data is None:
         if target or key:
             raise NewError("--target and --key speak of the table that --data gives; add --data FILE")
         folder = copy_pipeline(name, like, here, description=description)
@@ -103,7 +133,7 @@ def copy_pipeline(name: str, like: str, here: Settings, *, description: str = ""
     Raises:
         MlopsError: The name is taken or none, there is no such pipeline, or its files cannot be used.
     """
-    source = _begin(name, like, defs)
+    source = begin(name, like, defs)
     with _aside(name, defs) as folder:
         shutil.copytree(source.folder, folder, ignore=NOT_COPIED)
         changes: dict[tuple[str, str], str] = {
@@ -134,13 +164,13 @@ def write_pipeline(
     Raises:
         MlopsError: The name is taken or none, there is no such pipeline, or nothing can be learned from the table.
     """
-    source = _begin(name, like, defs)
+    source = begin(name, like, defs)
     if source.spec.data.images is not None:
         raise NewError(f"'{like}' is a pipeline of images and {table.file} a table; name one of tables: --like iris")
     from mlops_assets.cli import sources
     from mlops_assets.cli.derive import derive
-    from mlops_assets.cli.intake import encode, ending, numbered
     from mlops_assets.data.readers import read_table
+    from mlops_assets.data.tables import encode, ending, numbered
 
     path = f"{name}{ending(table.file.name)}"
     frame = read_table(table.file)
@@ -157,18 +187,21 @@ def write_pipeline(
             content.write_bytes(encode(frame, path))
         for file in _of_the_network(source):
             (folder / file.name).write_bytes(file.read_bytes())
-        description = description or f"{table.target} learned from {table.file.name}"
+        said = table.said or table.file.name
+        description = description or f"{table.target} learned from {said.partition(': ')[0]}"
         texts = {
             "schema.py": sources.schema_source(derived, path),
             "columns.py": sources.columns_source(derived),
             "features.py": sources.features_source(derived),
-            SPEC_FILE: sources.spec_source(derived, source.spec, path=path, description=description),
+            SPEC_FILE: sources.spec_source(
+                derived, source.spec, path=path, description=description, data_source=table.source
+            ),
         }
         for file_name, text in texts.items():
             if text:
                 (folder / file_name).write_text(text, encoding="utf-8")
         _try_out(Pipeline.load(folder), content, derived)
-        _import(here, name, {path: content}, f"import {table.file.name}")
+        _import(here, name, {path: content}, f"import {said}")
     return defs / name
 
 
@@ -183,16 +216,18 @@ def write_image_pipeline(
     Raises:
         MlopsError: The name is taken or none, no pipeline of images is there, or nothing can be learned from these.
     """
-    source = _begin(name, like, defs)
+    source = begin(name, like, defs)
     if source.spec.data.images is None:
         known = [Pipeline.load(folder) for folder in pipeline_folders(defs)]
         layouts = {one.spec.data.images.layout: one for one in known if one.spec.data.images is not None}
         if "folder" not in layouts:
             raise NewError("there is no pipeline of image folders to begin from; name one of images: --like PIPELINE")
         source = layouts["folder"]
-    from mlops_assets.cli import intake, new_images
+    from mlops_assets import intake
+    from mlops_assets.cli import new_images
+    from mlops_assets.cli.intake import tell
 
-    with intake.directory_of(place, here) as found:
+    with intake.directory_of(place, here.home, tell) as found:
         files = intake.images_in(found, "folder", new_images.PATH)
         looked = new_images.look(place, files, name)
         with _aside(name, defs) as folder:
@@ -279,7 +314,7 @@ def _condition(source: Pipeline, here: Settings) -> str:
     return gate.condition
 
 
-def _begin(name: str, like: str, defs: Path) -> Pipeline:
+def begin(name: str, like: str, defs: Path) -> Pipeline:
     """The pipeline to begin from, having checked the new name."""
     known = ", ".join(folder.name for folder in pipeline_folders(defs)) or "none yet"
     if not NAME_PATTERN.fullmatch(name):

@@ -17,6 +17,7 @@ from typing import Any, Final
 import yaml
 
 from mlops_assets.cli.derive import VALIDATION, Derived
+from mlops_assets.data.config import SourceConfig
 from mlops_assets.gate.budget import Budget
 from mlops_assets.gate.decide import smallest_margin
 from mlops_assets.spec import COMPONENT_TYPE, GateSpec, PipelineSpec
@@ -139,7 +140,9 @@ def features_source(derived: Derived) -> str:
     return "\n".join([*lines, ""])
 
 
-def spec_source(derived: Derived, like: PipelineSpec, *, path: str, description: str) -> str:
+def spec_source(
+    derived: Derived, like: PipelineSpec, *, path: str, description: str, data_source: SourceConfig | None = None
+) -> str:
     """`defs.yaml`, with the parameters, the training and the reliability of another pipeline."""
     training: dict[str, Any] = like.training.model_dump(exclude_unset=True)
     # A hundred steps or so per epoch: small steps over a large table only cost time.
@@ -151,7 +154,13 @@ def spec_source(derived: Derived, like: PipelineSpec, *, path: str, description:
     return spec_text(
         like,
         description=description,
-        data={"path": path, "key": derived.key, "target": derived.target, "classes": derived.classes},
+        data={
+            "path": path,
+            **({"source": data_source.model_dump(exclude_defaults=True)} if data_source else {}),
+            "key": derived.key,
+            "target": derived.target,
+            "classes": derived.classes,
+        },
         split={"salt": derived.salt, "test": derived.test, "validation": VALIDATION},
         training=training,
         gate=(narrow, threshold, test_rows),

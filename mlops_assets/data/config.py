@@ -6,11 +6,31 @@ purpose: the definitions read it, so it imports neither Polars nor Pillow.
 
 from __future__ import annotations
 
-from typing import Literal, Self
+import re
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from mlops_assets.strict import StrictModel
+
+
+def _variable(name: str) -> str:
+    # No pattern of pydantic's: its refusal would show what was given, which may be the secret itself.
+    if name and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError("the name of an environment variable is needed, such as SHOP_DATABASE, and never the value")
+    return name
+
+
+def _address(url: str) -> str:
+    if url and (urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).hostname):
+        raise ValueError("an address that begins with https:// or http:// is needed")
+    if urlsplit(url).username:
+        raise ValueError("user and password do not belong into an address; put them into the variable of `token`")
+    return url
+
+
+Variable = Annotated[str, AfterValidator(_variable)]
 
 
 class ImagesConfig(StrictModel):
@@ -52,4 +72,44 @@ class OriginConfig(StrictModel):
     def _complete(self) -> Self:
         if bool(self.url) != bool(self.sha256):
             raise ValueError("url and sha256 belong together: a download is checked")
+        return self
+
+
+class SourceConfig(StrictModel):
+    """Where new versions of the data come from, again and again: a folder, a query or an address."""
+
+    folder: str = Field(
+        default="",
+        description="A directory of tables with the same columns (or of images), a file, or a pattern such as "
+        "exports/*.csv; a relative path begins in the pipeline's folder.",
+    )
+    sql: str = Field(default="", description="A query, or @FILE.sql in the pipeline's folder; with `database`.")
+    database: Variable = Field(
+        default="", description="Name of the environment variable that holds the database's SQLAlchemy URL; with `sql`."
+    )
+    timeout: float = Field(
+        default=600.0, gt=0, le=86400, description="Seconds that the database may take for a statement; with `sql`."
+    )
+    url: Annotated[str, AfterValidator(_address)] = Field(
+        default="", description="Address of a table (CSV, Parquet, JSON lines) or of an archive of tables or images."
+    )
+    sha256: str = Field(
+        default="", pattern=r"^[0-9a-f]{64}$|^$", description="What the download's SHA-256 must be; with `url`."
+    )
+    token: Variable = Field(
+        default="",
+        description="Name of the environment variable whose value is sent as `Authorization: Bearer VALUE`, or as it "
+        "is where it has a blank, as in `Basic ...`; with `url`.",
+    )
+
+    @model_validator(mode="after")
+    def _one_of_three(self) -> Self:
+        given = [name for name in ("folder", "sql", "url") if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError(f"give one of folder, sql and url (got {', '.join(given) or 'none'})")
+        for name, door in {"database": "sql", "timeout": "sql", "sha256": "url", "token": "url"}.items():
+            if name in self.model_fields_set and not getattr(self, door):
+                raise ValueError(f"`{name}` is for `{door}`; leave it out")
+        if self.sql and not self.database:
+            raise ValueError("`sql` needs `database`, the name of the environment variable with the SQLAlchemy URL")
         return self

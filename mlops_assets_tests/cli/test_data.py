@@ -12,6 +12,7 @@ from mlops_assets.cli import data, intake
 from mlops_assets.data import samples
 from mlops_assets.data.readers import read_table
 from mlops_assets.data.row_changes import NotComparable, RowChanges
+from mlops_assets.data.tables import encode
 from mlops_assets.home import ensure_home
 from mlops_assets.oxen.repository import Repository
 from mlops_assets.pipeline import DEFS, Pipeline
@@ -116,7 +117,7 @@ def test_rubbish_is_committed_with_a_warning(mlops: Mlops, table: Path, content:
     ("name", "sentence"),
     [
         ("nowhere.csv", "nowhere.csv does not exist"),
-        (".", "is a directory"),
+        (".", "has no table (.csv"),
         ("flowers.parquet", "ends in '.parquet', but `path` in"),
         ("flowers.csv.gz", "give a .csv file"),
         ("flowers", "ends in ''"),
@@ -223,9 +224,9 @@ def test_a_wrong_directory_commits_nothing(mlops: Mlops, tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.csv.gz", "t.TSV.gz", "t.parquet"])
 def test_a_table_is_written_as_its_name_says(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(intake.encode(samples.iris(), name))
+    (tmp_path / name).write_bytes(encode(samples.iris(), name))
     assert read_table(tmp_path / name, samples.iris().schema).equals(samples.iris())
-    assert intake.encode(samples.iris(), name) == intake.encode(samples.iris(), name)
+    assert encode(samples.iris(), name) == encode(samples.iris(), name)
 
 
 def test_the_first_commit_to_another_branch(tmp_path: Path, mlops: Mlops) -> None:

@@ -151,7 +151,7 @@ def test_archives_that_cannot_be_trusted_leave_nothing(tmp_path: Path, name: str
 
 def leave(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
     """Lets the disk have room for so many bytes, beside what must stay free."""
-    monkeypatch.setattr(shutil, "disk_usage", lambda _place: SimpleNamespace(free=origin._SPARE + room))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _place: SimpleNamespace(free=origin.SPARE + room))
 
 
 @pytest.mark.parametrize("name", ["a.tar.xz", "a.zip"])
