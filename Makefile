@@ -57,26 +57,29 @@ validate: $(STAMP)
 # What the workflows of .github/workflows run, see docs/operations/cicd.md. PIPELINE and VERSION reach the commands
 # through the environment, never through make's own expansion: whoever sends them writes no shell.
 #
-#   MLOPS=COMMAND      where the home of the champions is, such as `docker compose exec -T code mlops` on the server
+#   RUN=PREFIX         where the home of the champions is: RUN='docker/server exec -T code' on the server
 #   MLOPS_IMAGES=NAME  the images are NAME-ROLE:MLOPS_TAG, as in docker/compose.yaml; PUSH=1 pushes them
-MLOPS ?= $(BIN)/mlops
+RUN ?= env PATH="$(CURDIR)/$(BIN):$$PATH"
+STAMPED = $(if $(filter env,$(firstword $(RUN))),$(STAMP))
 REPORTS := build/reports
 
 .PHONY: validate ci-train ci-promote ci-deploy ci-report ci-comment ci-images
 
-ci-train: $(STAMP)
-	@eval "$$($(BIN)/mlops env)"; failed=; names=$${PIPELINE:-$$($(BIN)/mlops stale)} || exit; \
+ci-train: $(STAMPED)
+	@eval "$$($(RUN) mlops env)"; failed=; names=$${PIPELINE:-$$($(RUN) mlops stale)} || exit; \
 	for name in $$names; do \
-	  $(BIN)/dagster job execute -m mlops_assets.definitions -j "$${name}_job" || failed="$$failed $$name"; \
+	  $(RUN) dagster job execute -m mlops_assets.definitions -j "$${name}_job" || failed="$$failed $$name"; \
 	done; \
 	echo "trained: $${names:-nothing, since nothing is stale}"; \
 	test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
-ci-promote: $(if $(filter $(BIN)/mlops,$(MLOPS)),$(STAMP))
-	@$(MLOPS) judge -- "$$PIPELINE" "$$VERSION"
+ci-promote: $(STAMPED)
+	@$(RUN) mlops judge -- "$$PIPELINE" "$$VERSION"
 
 ci-deploy:
 	@case "$$PIPELINE" in *[!a-z0-9_]*) echo 'PIPELINE is no name of a pipeline' >&2; exit 1;; esac
+	@case "$$MLOPS_DEFS" in /*) ;; *) echo "MLOPS_DEFS must be the path of the server's own pipelines, or this checkout's \
+	would become them" >&2; exit 1;; esac
 	$(SERVER) pull
 	$(SERVER) up --detach --no-build --wait
 	@test -z "$$PIPELINE" || $(SERVER) exec -T code \
@@ -105,8 +108,7 @@ docs: $(STAMP)
 DOCKER ?= docker
 MLOPS_BUILD_NETWORK ?= default
 TARGETS := nginx dagster mlflow models code playground
-COMPOSE = $(shell $(DOCKER) compose version >/dev/null 2>&1 && echo '$(DOCKER) compose' || echo docker-compose)
-SERVER = $(COMPOSE) --project-name mlops --file docker/compose.yaml
+SERVER = DOCKER=$(DOCKER) docker/server
 
 server-images:
 	@set -e; for role in $(TARGETS); do image="$${MLOPS_IMAGES:-mlops}-$$role:$${MLOPS_TAG:-latest}"; \
@@ -119,9 +121,10 @@ server-images:
 	done
 
 server: server-images
+	@mkdir -p docker/exchange && chmod 1777 docker/exchange
 	$(SERVER) up --detach --no-build
 	@echo "$${MLOPS_PUBLIC_URL:-https://localhost:8443}, user admin; the first start made its password:"
-	@echo '  $(SERVER) exec nginx cat /etc/mlops/web/first-password'
+	@echo '  docker/server exec nginx cat /etc/mlops/web/first-password'
 
 server-stop:
 	$(SERVER) down

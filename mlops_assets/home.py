@@ -20,7 +20,9 @@ DAGSTER_YAML: Final = """\
 # Written by mlops_assets when it was missing; yours to change from then on.
 telemetry: {enabled: false}
 nux: {enabled: false}
-run_queue: {dequeue_interval_seconds: 1, dequeue_use_threads: true}
+# A run that is launched while the code server is being started again waits for it; without this it has failed.
+run_queue: {dequeue_interval_seconds: 1, dequeue_use_threads: true, max_user_code_failure_retries: 20,
+            user_code_failure_retry_delay: 3}
 concurrency:
   runs:
     max_concurrent_runs: 4
@@ -46,8 +48,12 @@ storage: {postgres: {postgres_url: {env: MLOPS_DAGSTER_DATABASE}}}
 """
 
 
-def ensure_home(here: Settings | None = None) -> Settings:
+def ensure_home(here: Settings | None = None, *, dagster: bool = True) -> Settings:
     """Make the home with its `dagster.yaml`, and point this process and its children at it.
+
+    Args:
+        here: The settings; default: this process's.
+        dagster: Whether Dagster is used; what only serves may not know its database, and leaves its file to others.
 
     Raises:
         HomeError: A folder cannot be made or written.
@@ -57,7 +63,7 @@ def ensure_home(here: Settings | None = None) -> Settings:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / "dagster.yaml"
-        if not target.exists():
+        if dagster and not target.exists():
             aside = folder / f"dagster.yaml.{os.getpid()}"
             storage = POSTGRES_YAML if here.dagster_database.get_secret_value() else ""
             aside.write_text(DAGSTER_YAML + storage, encoding="utf-8")

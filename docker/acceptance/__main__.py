@@ -1,8 +1,8 @@
 """`make docker-test`: the server set-up as a team runs it: built, started, used through nginx, killed, taken down.
 
 Needs a Docker engine with Compose and a Python, nothing else. Its project is `mlops-test`, with volumes of its own, so
-that it can run beside a set-up that is in use. MLOPS_TAG=TAG tests images that are there, KEEP=1 leaves the stack running
-at the end, and names of steps as arguments run these alone.
+that it can run beside a set-up that is in use. MLOPS_TAG=TAG tests images that are there, KEEP=1 leaves the stack
+running at the end, and names of steps as arguments run these alone.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -151,6 +150,16 @@ def loop(stack: Stack) -> Iterator[str]:
     stack.mlops("data", "import", "iris")
     run = _ended(stack, None)
     require(run["status"] == "SUCCESS", f"the first run ended as {run['status']}")
+    count = [
+        "psql",
+        "-U",
+        "postgres",
+        "-d",
+        "dagster",
+        "-tAc",
+        f"SELECT count(*) FROM runs WHERE run_id = '{run['runId']}'",
+    ]
+    require(stack.compose("exec", "-T", "postgres", *count).strip() == "1", "Dagster's runs are not in PostgreSQL")
     wait(lambda: stack.ask("/models/iris/predict", ROWS)[0] == 200, "the champion to answer", 30)
     yield "iris: " + stack.ask("/models/iris/predict", ROWS)[1].strip()[:150]
     ready = stack.ask("/v2/models/iris")[1]
@@ -245,15 +254,17 @@ CHANGED: Final = "/tmp/iris.csv"
 
 def kills(stack: Stack) -> Iterator[str]:
     """`kill -9` of each container in the middle of a training."""
-    for number, service in enumerate(SERVICES, 1):
+    moments = [("code", "as soon as it is there"), *((service, "in its training") for service in SERVICES)]
+    for number, (service, moment) in enumerate(moments, 1):
         wait(lambda: all(map(stack.healthy, SERVICES)), "all to be healthy", HEALTHY_SECONDS)
         known = {run["runId"] for run in stack.runs()}
         stack.compose("exec", "-T", "code", "python", "-c", CHANGE, str(number), CHANGED)
-        stack.mlops("data", "commit", "iris", CHANGED, "-m", f"before the end of {service}")
-        wait(lambda seen=known: _training(stack, seen), "a training", 90)
+        stack.mlops("data", "commit", "iris", CHANGED, "-m", f"{number}: the end of {service}")
+        if moment == "in its training":
+            wait(lambda seen=known: _training(stack, seen), "a training", 90)
         pid = stack.inspected(service)["State"]["Pid"]
         killed = time.monotonic()
-        stack.engine("run", "--rm", "--privileged", "--pid", "host", "--user", "0", "--entrypoint", "/bin/sh",
+        stack.engine("run", "--rm", "--pid", "host", "--user", "0", "--entrypoint", "/bin/sh",
                      f"mlops-dagster:{TAG}", "-c", f"kill -9 {pid}")  # fmt: skip
         run = _ended(stack, known)
         took = time.monotonic() - killed
@@ -261,12 +272,13 @@ def kills(stack: Stack) -> Iterator[str]:
         wait(lambda one=service: stack.healthy(one), f"{service} to be back", HEALTHY_SECONDS)
         back = time.monotonic() - killed
         tries = len([one for one in stack.runs() if one["runId"] not in known])
-        yield f"{service}: {run['status']} after {took:.0f} s, {tries} tries; healthy again after {back:.0f} s"
+        how = f"{run['status']} after {took:.0f} s, {tries} tries; healthy again after {back:.0f} s"
+        yield f"{service}, {moment}: {how}"
         if run["status"] != "SUCCESS":
             yield stack.mlops("run", "iris").strip().splitlines()[-1]
         require("entries are as they were written" in stack.mlops("ledger", "verify"), "the ledger is damaged")
         log = stack.mlops("data", "log", "iris")
-        require(f"before the end of {service}" in log, f"the commit before the end of {service} is lost")
+        require(f"{number}: the end of {service}" in log, f"the commit before the end of {service} is lost")
     require("up to date" in stack.mlops("status", "iris"), "iris is not up to date in the end")
 
 
@@ -337,9 +349,7 @@ def worker(stack: Stack) -> Iterator[str]:
         text = (defs / "far" / "defs.yaml").read_text()
         (defs / "far" / "defs.yaml").write_text(text.rstrip() + "\n  location: gpu\n")
         secrets.mkdir()
-        (secrets / "dagster-password").write_text(
-            stack.compose("exec", "-T", "code", "cat", "/run/mlops/dagster-password")
-        )
+        (secrets / "password").write_text(stack.compose("exec", "-T", "code", "cat", "/run/mlops/dagster/password"))
         for path in [Path(folder), *Path(folder).rglob("*")]:
             path.chmod(0o755 if path.is_dir() else 0o644)
         stack.environment |= {
@@ -375,9 +385,10 @@ def worker(stack: Stack) -> Iterator[str]:
 
 
 def doctor(stack: Stack) -> Iterator[str]:
-    """What the doctor says of it."""
-    told = stack.mlops("doctor")
-    yield from (line for line in told.splitlines() if re.search(r"\b(warning|problem)\b", line))
+    """What the doctor says of it; a problem ends its command, and so this."""
+    for one in json.loads(stack.mlops("doctor", "--json")):
+        if one["result"] != "ok":
+            yield f"{one['result']}: {one['check']}: {one['found']}"
 
 
 STEPS: Final[list[tuple[str, Callable[[Stack], Iterator[str]]]]] = [

@@ -44,7 +44,9 @@ class Stack:
             raise Failed("there is no Compose: install Docker's compose plugin, or docker-compose")
         self._compose = compose
         self.files = ["compose.yaml"]
-        self.https, self.http = free_ports(2)
+        free = iter(free_ports(2))
+        self.https = int(os.environ.get("MLOPS_HTTPS_PORT") or next(free))
+        self.http = int(os.environ.get("MLOPS_HTTP_PORT") or next(free))
         self.url = f"https://localhost:{self.https}"
         self.environment = os.environ | {
             "MLOPS_HTTPS_PORT": str(self.https),

@@ -39,7 +39,7 @@ def playground(
         raise PlaygroundError(
             f"gradio is not installed ({error}); `pip install 'mlops-assets[space]'` brings it"
         ) from None
-    here = ensure_home()
+    here = ensure_home(dagster=False)
     if not name:
         from mlops_assets.deploy.playgrounds import PREFIX, serve_all
 

@@ -30,7 +30,7 @@ def serve(
         if value is not None:
             os.environ[f"MLOPS_{name}"] = str(value)
     settings.cache_clear()
-    here = ensure_home()
+    here = ensure_home(dagster=False)
     from mlops_assets.serving.server import ModelServer
 
     interrupt_on_signals()

@@ -15,7 +15,7 @@ from mlops_assets.doctor.server_postgres import databases
 from mlops_assets.settings import PROJECT
 
 SECRETS: Final = "/run/mlops"
-"""Where `docker/entrypoint.sh` looks for secret files, unless MLOPS_SECRETS says otherwise."""
+"""Where `docker/bin/entrypoint.sh` looks for secret files, unless MLOPS_SECRETS says otherwise."""
 
 GUESSED_FIRST: Final = {"admin", "changeme", "dagster", "example", "mlflow", "mlops", "password", "postgres", "secret"}
 SHORTEST_SECRET: Final = 12
@@ -53,7 +53,7 @@ def _rights(home: Path) -> Iterator[Finding]:
     secret = Path(os.environ.get("MLOPS_SECRETS", SECRETS))
     for path, forbidden, change in (
         (PROJECT / ".env", _OTHERS, "go="),
-        *((path, _OTHERS_WRITE, "go-w") for path in sorted(secret.glob("*"))),
+        *((path, _OTHERS_WRITE, "go-w") for path in sorted(secret.rglob("*"))),
     ):
         if path.is_file() and path.stat().st_mode & forbidden:
             what = f"others than its owner can {'read' if forbidden == _OTHERS else 'write'} {path}, which has secrets"

@@ -70,31 +70,42 @@ def test_every_setting_that_is_passed_on_is_one(services: dict[str, dict[str, An
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 def test_the_first_start_makes_secrets_and_the_second_keeps_them(tmp_path: Path) -> None:
-    folders = [tmp_path / "secrets", tmp_path / "web"]
-    for folder in folders:
-        folder.mkdir()
+    web = tmp_path / "web"
+    for folder in [web, *(tmp_path / "secrets" / name for name in ("postgres", "dagster", "mlflow", "grafana", "s3"))]:
+        folder.mkdir(parents=True)
 
     def start() -> dict[str, str]:
-        command = ["sh", str(DOCKER / "setup.sh"), *map(str, folders)]
+        command = ["sh", str(DOCKER / "setup.sh"), str(tmp_path / "secrets"), str(web)]
         subprocess.run(command, check=True, capture_output=True)
-        return {path.name: path.read_text() for folder in folders for path in folder.iterdir()}
+        return {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
 
     first = start()
-    passwords = {name: text.strip() for name, text in first.items() if name.endswith(("-password", "-key"))}
-    assert set(passwords) == {
-        "postgres-password", "dagster-password", "mlflow-password", "grafana-password", "s3-key", "first-password"
-    }  # fmt: skip
-    assert len(set(passwords.values())) == len(passwords), "each is another one"
-    assert all(re.fullmatch("[0-9a-f]{32,}", one) for one in passwords.values())
-    assert passwords["first-password"] not in first["users"], "only its hash is kept for nginx"
-    assert stat.S_IMODE((folders[1] / "first-password").stat().st_mode) & 0o077 == 0
+    made = {name: text.strip() for name, text in first.items() if name.endswith(("password", "-key"))}
+    assert len(made) == 6
+    assert len(set(made.values())) == 6, "each is another one"
+    assert all(re.fullmatch("[0-9a-f]{32,}", one) for one in made.values())
+    assert made["web/first-password"] not in first["web/users"], "only its hash is kept for nginx"
+    assert stat.S_IMODE((web / "first-password").stat().st_mode) & 0o077 == 0
     assert start() == first
+
+
+def test_others_software_sees_its_own_secret_alone(services: dict[str, dict[str, Any]]) -> None:
+    def secrets(name: str) -> set[str]:
+        volumes = [one.partition(":")[0] for one in services[name].get("volumes", [])]
+        return {volume.removeprefix("secrets-") for volume in volumes if volume.startswith("secrets-")}
+
+    wanted = {"postgres": {"postgres"}, "grafana": {"grafana"}, "s3": {"s3"}, "mlflow": {"mlflow"}, "bucket": {"mlflow"}}
+    wanted |= {"dagster": {"dagster"}, "daemon": {"dagster"}, "portal": {"dagster"}, "code": {"dagster", "mlflow"}}
+    assert {name: secrets(name) for name in services if name != "setup" and secrets(name)} == wanted
+    for name in ("prometheus", "grafana", "s3"):
+        assert "default" not in services[name]["networks"], f"{name} reaches Dagster's gRPC"
 
 
 @pytest.mark.parametrize("given", ["", "postgresql+psycopg2://somebody:else@elsewhere/dagster"])
 def test_programs_get_their_databases_from_the_secrets(tmp_path: Path, given: str) -> None:
-    (tmp_path / "dagster-password").write_text("abc\n")
-    (tmp_path / "mlflow-password").write_text("def\n")
+    for name, password in {"dagster": "abc\n", "mlflow": "def\n"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "password").write_text(password)
     environment = {"PATH": os.environ["PATH"], "MLOPS_SECRETS": str(tmp_path), "MLOPS_DAGSTER_DATABASE": given}
     command = ["sh", str(DOCKER / "bin" / "entrypoint.sh"), "env"]
     told = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
