@@ -23,4 +23,4 @@ printf '{"identities":[{"name":"mlflow","credentials":[{"accessKey":"mlflow","se
   "$(cat "$secrets/mlflow/s3-key")" > "$secrets/s3/config.json"
 
 sh "$entry/setup.sh" "$web" "${MLOPS_HOSTNAME:-localhost}"
-cp "$web/certificate.pem" "$secrets/dagster/certificate.pem" # for the doctor, who looks through nginx
+cp "$web/certificate.pem" "$secrets/trust/certificate.pem" # for the doctor, who looks through nginx

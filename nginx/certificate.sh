@@ -2,7 +2,7 @@
 # A certificate for the entry, unless there is one: certificate.sh DIRECTORY HOSTNAME
 #
 # DIRECTORY/certificate.pem and key.pem. One that somebody else made is kept as it is. One of ours, which is its own
-# issuer, is made anew when it ends within 30 days or is for another name; nginx takes it after `nginx -s reload`.
+# issuer and can sign no other, is made anew when it ends within 30 days or is for another name; keep.sh does so in time.
 set -eu
 umask 077
 
@@ -50,7 +50,7 @@ names=$name,DNS:localhost,IP:127.0.0.1
 [ "$hostname" != localhost ] || names=$name,IP:127.0.0.1
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -sha256 -days 397 \
     -subj "/O=$ours/CN=mlops" -addext "subjectAltName=$names" -addext "extendedKeyUsage=serverAuth" \
-    -addext "keyUsage=critical,digitalSignature,keyCertSign" \
+    -addext "basicConstraints=critical,CA:FALSE" -addext "keyUsage=critical,digitalSignature" \
     -keyout "$made/key.pem" -out "$made/certificate.pem" 2> "$made/said" ||
     fail "openssl made no certificate for $hostname: $(tail -n 1 "$made/said")"
 chmod 600 "$made/key.pem"

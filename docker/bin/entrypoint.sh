@@ -22,8 +22,8 @@ if [ -r "$secrets/mlflow/s3-key" ] && [ -n "${MLFLOW_S3_ENDPOINT_URL:-}" ] && [ 
   export AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY
 fi
 authorities=/tmp/authorities.pem
-if [ -r "$secrets/dagster/certificate.pem" ] && [ "${SSL_CERT_FILE:-}" != $authorities ]; then # the doctor asks through nginx
-  cat "${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}" "$secrets/dagster/certificate.pem" > $authorities.$$
+if [ -r "$secrets/trust/certificate.pem" ] && [ "${SSL_CERT_FILE:-}" != $authorities ]; then # the doctor asks through nginx
+  cat "${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}" "$secrets/trust/certificate.pem" > $authorities.$$
   mv $authorities.$$ $authorities
   export SSL_CERT_FILE=$authorities
 fi

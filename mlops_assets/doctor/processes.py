@@ -24,6 +24,9 @@ STARTING_SECONDS: Final = 180.0
 """How long a run may take until its process holds it, as `dagster.yaml` has it, too."""
 
 
+CLOSER: Final = "the sensor `run_status` closes it while `mlops up`, or a server's daemon and code server, run"
+
+
 def ports(look: Examination) -> Iterator[Finding]:
     """Whether the servers of `mlops up` have their ports, or could have them."""
     from mlops_assets.services import ServiceError, require_free_port
@@ -88,7 +91,7 @@ def runs(look: Examination) -> Iterator[Finding]:
         name = _pipeline(run)
         what = f"run {run.run_id[:8]}{f' of {name}' if name else ''} is {run.status.value.lower()}"
         age = time.time() - record.update_timestamp.timestamp()
-        fix = f"`mlops run {name}`, or `mlops up`, closes it" if name else "`mlops up` closes it"
+        fix = f"`mlops run {name}`, or wait: {CLOSER}" if name else CLOSER
         if run.run_id in gone:
             odd += 1
             yield Finding("runs", "problem", f"{what}, and its process is gone", fix)
@@ -101,7 +104,7 @@ def runs(look: Examination) -> Iterator[Finding]:
             and age > STARTING_SECONDS
         ):
             odd += 1
-            yield Finding("runs", "warning", f"{what}, and no process of it is known", "`mlops up` closes it")
+            yield Finding("runs", "warning", f"{what}, and no process of it is known", CLOSER)
     if not odd:
         yield Finding("runs", "ok", f"{len(records)} under way")
 
@@ -115,7 +118,7 @@ def mlflow_runs(look: Examination) -> Iterator[Finding]:
     stale = [one for one in found if look.instance and _has_ended(look.instance, one.dagster_run)]
     for one in stale:
         what = f"run {one.run_id[:8]} of {one.experiment} is RUNNING, but Dagster's run {one.dagster_run[:8]} has ended"
-        yield Finding("MLflow's runs", "warning", what, f"`mlops run {one.experiment}`, or `mlops up`, closes it")
+        yield Finding("MLflow's runs", "warning", what, f"`mlops run {one.experiment}`, or wait: {CLOSER}")
     if not stale:
         yield Finding("MLflow's runs", "ok", f"{len(found)} open")
 

@@ -43,7 +43,7 @@ def certificate(look: Examination) -> Iterator[Finding]:
     end, distrust = _certificate(*_address(here.proxy_url), name)
     left = end - datetime.now(UTC)
     until = f"until {end:%Y-%m-%d} ({left.days} days)"
-    fix = "renew it (nginx/certificate.sh makes a local one), and reload nginx"
+    fix = "renew it (nginx/certificate.sh makes a local one)"
     if left < timedelta(0):
         yield Finding("certificate", "problem", f"that of {name} has expired on {end:%Y-%m-%d}", fix)
     elif distrust:

@@ -71,7 +71,10 @@ def test_every_setting_that_is_passed_on_is_one(services: dict[str, dict[str, An
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 def test_the_first_start_makes_secrets_and_the_second_keeps_them(tmp_path: Path) -> None:
     web = tmp_path / "web"
-    for folder in [web, *(tmp_path / "secrets" / name for name in ("postgres", "dagster", "mlflow", "grafana", "s3"))]:
+    for folder in [
+        web,
+        *(tmp_path / "secrets" / name for name in ("postgres", "dagster", "mlflow", "grafana", "s3", "trust")),
+    ]:
         folder.mkdir(parents=True)
 
     def start() -> dict[str, str]:
@@ -94,7 +97,13 @@ def test_others_software_sees_its_own_secret_alone(services: dict[str, dict[str,
         volumes = [one.partition(":")[0] for one in services[name].get("volumes", [])]
         return {volume.removeprefix("secrets-") for volume in volumes if volume.startswith("secrets-")}
 
-    wanted = {"postgres": {"postgres"}, "grafana": {"grafana"}, "s3": {"s3"}, "mlflow": {"mlflow"}, "bucket": {"mlflow"}}
+    wanted = {
+        "postgres": {"postgres"},
+        "grafana": {"grafana"},
+        "s3": {"s3"},
+        "mlflow": {"mlflow"},
+        "bucket": {"mlflow"},
+    }
     wanted |= {"dagster": {"dagster"}, "daemon": {"dagster"}, "portal": {"dagster"}, "code": {"dagster", "mlflow"}}
     assert {name: secrets(name) for name in services if name != "setup" and secrets(name)} == wanted
     for name in ("prometheus", "grafana", "s3"):

@@ -33,9 +33,11 @@ class Entry:
 
     Attributes:
         folder: With `web` (certificate and users), `run` (configuration), `access` and `errors`.
+        process: The number of nginx's first process.
     """
 
     folder: Path
+    process: int
     port: int
     http_port: int
     password: str
@@ -80,24 +82,22 @@ def entering(folder: Path, **variables: str) -> Iterator[Entry]:
     """An entry with a certificate and a user of its own; services are those that `variables` name."""
     done = script("setup.sh", folder / "web", "localhost")
     assert done.returncode == 0, done.stderr
-    port, http_port, logins, nobody = free_ports(4)
+    port, http_port, nobody = free_ports(3)
     names = ("PORTAL", "DAGSTER", "MLFLOW", "MODELS", "GRPC", "PLAYGROUND", "GRAFANA")
     dead = {f"MLOPS_{name}_UPSTREAM": f"127.0.0.1:{nobody}" for name in names}
     listen = {
         "MLOPS_LISTEN_HTTPS": f"127.0.0.1:{port}",
         "MLOPS_LISTEN_HTTP": f"127.0.0.1:{http_port}",
-        "MLOPS_LISTEN_LOGINS": f"127.0.0.1:{logins}",
         "MLOPS_PUBLIC_URL": f"https://localhost:{port}",
     }
     render(folder, **(dead | listen | variables))
     password = (folder / "web" / "first-password").read_text().strip()
-    entry = Entry(folder, port, http_port, password)
     with (folder / "access").open("ab") as access, (folder / "errors").open("ab") as errors:
         nginx = subprocess.Popen(command(folder), stdout=access, stderr=errors)
     try:
         wait_for(lambda: nginx.poll() is not None or answers(f"http://127.0.0.1:{http_port}/healthz"), "nginx")
         assert nginx.poll() is None, (folder / "errors").read_text()
-        yield entry
+        yield Entry(folder, nginx.pid, port, http_port, password)
     finally:
         nginx.terminate()
         nginx.wait(30)
@@ -137,5 +137,4 @@ def entry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entry]:
         models = stack.enter_context(listening(app_of(folder / "home")))
         grpc = stack.enter_context(serving(folder / "home"))
         names = {"MLOPS_MODELS_UPSTREAM": models, "MLOPS_GRPC_UPSTREAM": grpc.address}
-        names["MLOPS_LOGIN_BURST"] = "1000"  # tests come with wrong passwords, all from one address
         yield stack.enter_context(entering(folder, **names))

@@ -104,6 +104,7 @@ def test_a_certificate_is_for_the_name_and_for_here(tmp_path: Path, name: str, f
     assert script("certificate.sh", tmp_path, name).returncode == 0
     told = openssl("x509", "-in", tmp_path / "certificate.pem", "-noout", "-ext", "subjectAltName")
     assert f"{found}, DNS:localhost, IP Address:127.0.0.1" in told
+    assert "CA:FALSE" in openssl("x509", "-in", tmp_path / "certificate.pem", "-noout", "-ext", "basicConstraints")
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["certificate.pem", "key.pem"]
 
 
