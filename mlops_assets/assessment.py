@@ -19,7 +19,7 @@ import dagster as dg
 from mlops_assets.errors import MlopsError
 from mlops_assets.oxen.repository import Repository
 from mlops_assets.oxen.tree import Commit
-from mlops_assets.pipeline import STAGES, Pipeline, Stage
+from mlops_assets.pipeline import STAGES, Pipeline, Stage, require_here
 from mlops_assets.provenance import IN_PROGRESS, PIPELINE_TAG, asset_key, job_name, read_state, read_states
 from mlops_assets.spec import SPEC_FILE
 from mlops_assets.staleness import Materialization, Plan, Wanted, plan
@@ -132,7 +132,7 @@ def assess(
 
     def one(folder: Path) -> Assessment | MlopsError:
         try:
-            pipeline = _current(folder)
+            pipeline = require_here(_current(folder))
             data = pipeline.spec.data
             head = read_head(repository(pipeline.repository), data.branch, data.path)
             return Assessment(pipeline, head, states[folder.name], Wanted.of(pipeline, head.digest))

@@ -25,7 +25,8 @@ from mlops_assets.provenance import PIPELINE_TAG, import_job_name, import_key, j
 from mlops_assets.sensors.imports import build_import_schedule
 from mlops_assets.sensors.retrain import build_retrain
 from mlops_assets.settings import settings
-from mlops_assets.spec import NAME_PATTERN, PipelineSpec, SpecError
+from mlops_assets.spec import NAME_PATTERN, PipelineSpec
+from mlops_assets.spec_file import SpecError
 
 
 class ModelPipeline(dg.Component):

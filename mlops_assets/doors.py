@@ -140,25 +140,26 @@ def _downloaded(
     from mlops_assets.data.origin import is_archive
 
     data, address = pipeline.spec.data, urlsplit(source.url)
-    shown = f"{address.scheme}://{address.netloc}{address.path}"  # a query may hold secrets
+    shown = f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"  # a query may hold secrets
     token = _secret(source.token, "the token") if source.token else ""
     folder = home / DOWNLOADS / digest(["url", pipeline.name, source.url])[:16]
     name = _file_name(pipeline, unquote(address.path))
     target = folder / name
     memory = folder / "known.json"
-    with meter(name) as told:
-        mark = fetch_new(
-            source.url,
-            target,
-            known=_known(memory, pipeline, repository, source),
-            sha256=source.sha256,
-            token=token,
-            on_progress=told,
-        )
-    if mark is None:
-        yield None
-        return
     with ExitStack() as stack:
+        stack.enter_context(_alone(folder))  # until it is committed: a second one would take the file away
+        with meter(name) as told:
+            mark = fetch_new(
+                source.url,
+                target,
+                known=_known(memory, pipeline, repository, source),
+                sha256=source.sha256,
+                token=token,
+                on_progress=told,
+            )
+        if mark is None:
+            yield None
+            return
         if data.images is not None:
             place = stack.enter_context(directory_of(target, home, tell))
             yield Intake(images_in(place, data.images.layout, data.path), shown)
@@ -167,8 +168,24 @@ def _downloaded(
             if is_archive(target):
                 tables = tables_in(stack.enter_context(directory_of(target, home, tell)), data.path, below=True)
             yield Intake({data.path: stack.enter_context(as_one(tables, data.path, home))}, shown)
-    _remember(memory, mark, pipeline, repository, source)
-    target.unlink(missing_ok=True)
+        _remember(memory, mark, pipeline, repository, source)
+        target.unlink(missing_ok=True)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    from filelock import FileLock
+
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise DataError(f"{folder} cannot be written ({error.strerror or error}); mend its place") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _file_name(pipeline: Pipeline, path: str) -> str:

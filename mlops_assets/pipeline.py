@@ -16,7 +16,9 @@ from mlops_assets import versions
 from mlops_assets.errors import MlopsError
 from mlops_assets.fingerprint import PACKAGE_ROOT, code_version, digest
 from mlops_assets.functions import load_function
-from mlops_assets.spec import NAME_PATTERN, SPEC_FILE, PipelineSpec, load_spec
+from mlops_assets.settings import settings
+from mlops_assets.spec import NAME_PATTERN, SPEC_FILE, PipelineSpec
+from mlops_assets.spec_file import load_spec
 from mlops_assets.training.config import TrainingConfig, environment, environment_digest
 
 Stage = Literal["dataset", "features", "model", "evaluation", "champion", "deployment"]
@@ -60,6 +62,18 @@ DEFS: Final = PACKAGE_ROOT / "defs"
 
 class PipelineNotFound(MlopsError):
     """No folder of that name below `defs/`."""
+
+
+class PipelineElsewhere(MlopsError):
+    """Another code location has the pipeline: its data, its store and its ledger are in that one's home.
+
+    Attributes:
+        location: Which.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.location = pipeline.spec.location
+        super().__init__(f"{pipeline.name} is at the code location '{self.location}'; run this command on its host")
 
 
 @dataclass(frozen=True)
@@ -208,3 +222,25 @@ def find_pipeline(name: str, defs: Path = DEFS) -> Pipeline:
         known = ", ".join(path.name for path in pipeline_folders(defs)) or "none yet"
         raise PipelineNotFound(f"there is no pipeline '{name}' (known: {known}); `mlops new {name}` writes one")
     return Pipeline.load(folder)
+
+
+def own_pipeline(name: str) -> Pipeline:
+    """Load a pipeline by name, for what reads or writes its part of this home.
+
+    Raises:
+        PipelineNotFound: There is none of that name; lists those there are.
+        SpecError: Its `defs.yaml` is not usable.
+        PipelineElsewhere: Another code location has it; here there would be a second repository, and a second ledger.
+    """
+    return require_here(find_pipeline(name))
+
+
+def require_here(pipeline: Pipeline) -> Pipeline:
+    """Refuse a pipeline that another code location has.
+
+    Raises:
+        PipelineElsewhere: It is one.
+    """
+    if pipeline.spec.location != settings().location:
+        raise PipelineElsewhere(pipeline)
+    return pipeline

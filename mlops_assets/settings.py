@@ -47,10 +47,18 @@ class Settings(BaseSettings):
     )
 
     dagster_database: SecretStr = Field(
-        default=SecretStr(""), description="PostgreSQL URL of Dagster's database; empty is SQLite in the home."
+        default=SecretStr(""),
+        description="Dagster's database, postgresql+psycopg2://USER:PASSWORD@HOST/NAME; empty is SQLite in the home.",
     )
     mlflow_database: SecretStr = Field(
-        default=SecretStr(""), description="PostgreSQL URL of the MLflow server's database, for backups and the doctor."
+        default=SecretStr(""),
+        description="The MLflow server's database, postgresql+psycopg2://USER:PASSWORD@HOST/NAME, for backups and the "
+        "doctor.",
+    )
+    artifacts: str = Field(
+        default="",
+        description="Where the MLflow server keeps artifacts, such as s3://mlflow, for backups, which name what "
+        "they do not have; empty is `HOME/mlflow/artifacts`.",
     )
     location: str = Field(
         default="mlops_assets",
@@ -204,6 +212,16 @@ def _take_credentials_out(loaded: Settings) -> None:
     os.environ["MLFLOW_TRACKING_URI"] = loaded.mlflow_tracking_uri
 
 
+def _name_the_driver(loaded: Settings) -> None:
+    """Name the driver that is installed, for Dagster too, which reads the variable: SQLAlchemy's default is another."""
+    for name in ("dagster_database", "mlflow_database"):
+        scheme, slashes, rest = getattr(loaded, name).get_secret_value().partition("://")
+        if scheme == "postgresql":
+            url = f"postgresql+psycopg2{slashes}{rest}"
+            setattr(loaded, name, SecretStr(url))
+            os.environ[_variable((name,))] = url
+
+
 @lru_cache(maxsize=1)
 def settings() -> Settings:
     """The process's settings, read once; `.env` fills what the environment leaves open.
@@ -220,6 +238,7 @@ def settings() -> Settings:
         raise SettingsError("; ".join(problems) + "; correct it in the environment or in .env") from None
     loaded.home = loaded.home.expanduser().absolute()
     _take_credentials_out(loaded)
+    _name_the_driver(loaded)
     # Nothing phones home. Set here because every process of the platform reads its settings first.
     os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

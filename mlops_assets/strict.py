@@ -6,6 +6,7 @@ Belongs here: refusals that every section has in common. Does not: what a sectio
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
@@ -30,10 +31,12 @@ class StrictModel(BaseModel):
 
 def _explain(model: type[BaseModel], error: Any) -> InitErrorDetails:
     """Rewrite what pydantic says in terms of Python, and without what is allowed instead."""
+    # Dagster prints what was given: text may be an address with a password, and a section may hold one.
+    given = error["input"] if isinstance(error["input"], bool | int | float) else "..."
     if sentence := _sentence(model, error["type"], error["loc"], error["input"]):
         context = {"error": ValueError(sentence)}
-        return InitErrorDetails(type="value_error", loc=error["loc"], input=error["input"], ctx=context)
-    details = InitErrorDetails(type=error["type"], loc=error["loc"], input=error["input"])
+        return InitErrorDetails(type="value_error", loc=error["loc"], input=given, ctx=context)
+    details = InitErrorDetails(type=error["type"], loc=error["loc"], input=given)
     if "ctx" in error:
         details["ctx"] = error["ctx"]
     return details
@@ -44,7 +47,8 @@ def _sentence(model: type[BaseModel], kind: str, loc: tuple[int | str, ...], giv
     fields = {info.alias or name: info for name, info in model.model_fields.items()}
     allowed = f"allowed here: {', '.join(sorted(fields))}"
     if kind == "model_type" and not loc:
-        return f"a section of fields is needed, and this is {'empty' if given is None else repr(given)} ({allowed})"
+        found = "empty" if given is None else _shown(repr(given))
+        return f"a section of fields is needed, and this is {found} ({allowed})"
     if kind == "string_type" and isinstance(given, bool | int | float):
         return f"YAML reads unquoted numbers, yes, no, on and off as no text (this one as {given}); put it in quotes"
     field = str(loc[0]) if loc else ""
@@ -54,5 +58,10 @@ def _sentence(model: type[BaseModel], kind: str, loc: tuple[int | str, ...], giv
         return f"unknown field '{field}'{hint} ({allowed})"
     purpose = (fields[field].description or "").rstrip(".") if field in fields else ""
     if kind == "string_pattern_mismatch":
-        return f"'{given}' is not allowed; allowed: {purpose}"
+        return f"'{_shown(str(given))}' is not allowed; allowed: {purpose}"
     return f"missing: {purpose}" if kind == "missing" and purpose else ""
+
+
+def _shown(given: str) -> str:
+    """What was given, without the users and passwords of addresses in it."""
+    return re.sub(r"//.*@", "//...@", given)

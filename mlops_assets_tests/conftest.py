@@ -1,7 +1,10 @@
 """What all tests share: nothing of the user's home or environment reaches them."""
 
+import gc
 import os
+import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,26 +12,47 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mlops_assets.settings import settings
-from mlops_assets_tests.mlflow_fixtures import close_stores, home, store_template, tracking
+from mlops_assets_tests.mlflow_fixtures import close_stores, dagster_template, home, store_template, tracking
+from mlops_assets_tests.templates import made_once
 
 if TYPE_CHECKING:
     from mlops_assets_tests.loop import Loop
 
-__all__ = ["home", "store_template", "tracking"]
+__all__ = ["dagster_template", "home", "store_template", "tracking"]
+
+MEMORY_BYTES = 4 << 30
+"""More than a whole run keeps at any time, of which most are the folders of failed tests."""
+
+# Hundreds of processes import this package: whoever compiles it first does so for all.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # A shell that starts the tests in the background has Ctrl-C ignored, and every child would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def _hide_the_users(patch: pytest.MonkeyPatch) -> None:
+    """Hide variables that a developer may have set, but for those that repeat a test."""
+    for name in [*os.environ]:
+        if name.startswith(("MLOPS_", "DAGSTER_", "MLFLOW_")) and not name.startswith("MLOPS_TEST_"):
+            patch.delenv(name)
+    patch.setenv("DAGSTER_DISABLE_TELEMETRY", "true")
+    patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_environment() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        _hide_the_users(patch)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Give each test a home of its own, and hide variables that a developer may have set."""
-    for name in [name for name in os.environ if name.startswith(("MLOPS_", "DAGSTER_", "MLFLOW_"))]:
-        monkeypatch.delenv(name)
+    """Give each test a home of its own; what the test before it has set is gone."""
+    _hide_the_users(monkeypatch)
     monkeypatch.setenv("MLOPS_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("DAGSTER_DISABLE_TELEMETRY", "true")
-    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     settings.cache_clear()
     yield
     settings.cache_clear()
@@ -46,6 +70,59 @@ def loop(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     close_stores()
 
 
+@pytest.fixture(scope="session")
+def settled_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home in which the iris pipeline has run once, and nothing is stale."""
+    from mlops_assets.data import samples
+    from mlops_assets_tests.loop import prepare
+
+    files = {"iris.csv": samples.iris().write_csv().encode()}
+    return made_once(tmp_path_factory, "iris", lambda place: prepare(place, "iris", files))
+
+
+@pytest.fixture
+def settled(settled_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["Loop"]:
+    """A copy of that, to go on from."""
+    from mlops_assets_tests.loop import copied
+
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home" / "dagster"))
+    with copied(settled_template, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def digits_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for the digits, trained very briefly."""
+    from mlops_assets.data import samples
+    from mlops_assets_tests.loop import prepare
+
+    files = {f"scans/{path}": image for path, image in samples.digits().items()}
+    return made_once(tmp_path_factory, "digits", lambda place: prepare(place, "digits", files, epochs=3))
+
+
+@pytest.fixture
+def digits(digits_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["Loop"]:
+    """A copy of that, to go on from."""
+    from mlops_assets_tests.loop import copied
+
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home" / "dagster"))
+    with copied(digits_template, tmp_path) as made:
+        yield made
+
+
+def pytest_configure() -> None:
+    """Keep the files of tests in memory where there is room: what is tested syncs every file and row that it writes."""
+    memory = Path("/dev/shm")
+    if memory.is_dir() and shutil.disk_usage(memory).free > MEMORY_BYTES:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(memory))
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made stays: the garbage collector need not look through it again and again."""
+    gc.freeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that mostly wait for servers: at the end they would be alone."""
-    items.sort(key=lambda item: "/processes/" not in item.nodeid)
+    """Begin with the files that mostly wait for servers, and end with quick ones: a long one would be alone then."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: ("/processes/" not in item.nodeid, item.path not in slow))

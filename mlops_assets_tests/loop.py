@@ -2,26 +2,29 @@
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import dagster as dg
 import polars as pl
+import pytest
 
 from mlops_assets.component import pipeline_definitions
-from mlops_assets.home import open_instance
+from mlops_assets.home import ensure_home, open_instance
 from mlops_assets.oxen.repository import Repository
 from mlops_assets.oxen.tree import Commit
-from mlops_assets.pipeline import DEFS, Pipeline
+from mlops_assets.pipeline import DEFS, STAGES, Pipeline
 from mlops_assets.provenance import SENSOR, job_name
 from mlops_assets.resources.mlflow import MLflowResource
 from mlops_assets.resources.oxen import OxenResource
 from mlops_assets.resources.store import StoreResource
 from mlops_assets.sensors.rematerialize import build_rematerialize
-from mlops_assets.settings import Settings
+from mlops_assets.settings import Settings, settings
 from mlops_assets.tracking.runs import Tracking
+from mlops_assets_tests.mlflow_fixtures import close_stores
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
@@ -125,6 +128,48 @@ def looping(here: Settings, folder: Path, *, epochs: int = 40) -> Iterator[Loop]
     yaml.write_text(re.sub(r"epochs: \d+", f"epochs: {epochs}", yaml.read_text()))
     with open_instance(here) as instance:
         yield Loop(here, instance, folder)
+
+
+@contextmanager
+def living_in(home: Path) -> Iterator[None]:
+    """Have this process use a home, as `_own_home` has a test use its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLOPS_HOME", str(home))
+        patch.setenv("DAGSTER_HOME", str(home / "dagster"))
+        settings.cache_clear()
+        yield
+    settings.cache_clear()
+
+
+def prepare(
+    place: Path,
+    name: str,
+    files: Mapping[str, bytes],
+    *,
+    epochs: int = 40,
+    change: Callable[[Path], None] = lambda folder: None,
+) -> None:
+    """Fill a folder with a home in which a pipeline has run once, over these files, and with the pipeline's folder."""
+    with living_in(place / "home"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tests that do as this does name what they ignore
+        with looping(ensure_home(settings()), place / "defs" / name, epochs=epochs) as loop:
+            change(loop.folder)
+            loop.repository.init()
+            loop.repository.commit("first", files=files)
+            assert loop.settle() == list(STAGES)
+        close_stores()
+
+
+@contextmanager
+def copied(template: Path, place: Path) -> Iterator[Loop]:
+    """A copy of what `prepare` made: homes can be moved."""
+    for name in ("home", "defs"):
+        shutil.copytree(template / name, place / name, dirs_exist_ok=True)
+    (folder,) = (place / "defs").iterdir()
+    here = ensure_home(settings())
+    with open_instance(here) as instance:
+        yield Loop(here, instance, folder)
+    close_stores()
 
 
 def trainings(loop: Loop) -> int:

@@ -17,6 +17,8 @@ from mlops_assets.pipeline import BLOCKING_CHECKS, DEFS, STAGES, Pipeline, Stage
 from mlops_assets.provenance import RECIPE, asset_key, provenance_metadata, read_state
 from mlops_assets.settings import Settings, settings
 from mlops_assets.staleness import Wanted, recipe
+from mlops_assets_tests.loop import living_in
+from mlops_assets_tests.templates import made_once
 
 
 def report(instance: dg.DagsterInstance, pipeline: str, stage: Stage, digest: str, made_by: Recipe) -> None:
@@ -67,16 +69,25 @@ class Several:
         return {name: stages for name, stages in found.items() if stages}
 
 
-@pytest.fixture
-def several(tmp_path: Path) -> Iterator[Several]:
-    here = ensure_home(settings())
-    folders = [tmp_path / "defs" / name for name in ("one", "two")]
-    with open_instance(here) as instance:
-        for folder in folders:
-            shutil.copytree(DEFS / "iris", folder)
-            repository = here.repository(folder.name)
+NAMES = ("one", "two")
+
+
+def _make_several(place: Path) -> None:
+    with living_in(place / "home"), open_instance(ensure_home(settings())) as instance:
+        for name in NAMES:
+            folder = Path(shutil.copytree(DEFS / "iris", place / "defs" / name))
+            repository = settings().repository(name)
             repository.init()
             commit = repository.commit("first", files={"iris.csv": samples.iris().write_csv().encode()})
             assert commit
             settle(instance, Pipeline.load(folder), repository.digest("iris.csv", commit.id))
-        yield Several(here, instance, folders)
+
+
+@pytest.fixture
+def several(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Iterator[Several]:
+    template = made_once(tmp_path_factory, "several", _make_several)
+    for name in ("home", "defs"):
+        shutil.copytree(template / name, tmp_path / name)
+    here = ensure_home(settings())
+    with open_instance(here) as instance:
+        yield Several(here, instance, [tmp_path / "defs" / name for name in NAMES])

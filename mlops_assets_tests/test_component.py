@@ -2,6 +2,7 @@
 
 import importlib
 import shutil
+import traceback
 from pathlib import Path
 
 import dagster as dg
@@ -38,3 +39,16 @@ def test_a_folder_that_the_commands_would_not_find_is_refused(
     with pytest.raises(ComponentTreeException) as refused:
         load(tmp_path, package, monkeypatch)
     assert pytest.RaisesExc(Exception, match=said).matches(refused.value.__cause__), refused.value
+
+
+def test_dagster_quotes_no_password_of_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(DEFS / "iris", tmp_path / "secret_defs" / "iris")
+    file = tmp_path / "secret_defs" / "iris" / "defs.yaml"
+    source = "    source: {url: 'https://:hunter2@h/x.csv'}\n    split_by: 'https://:hunter2@h/x.csv'\n"
+    file.write_text(file.read_text().replace("    origin: {sample: iris}\n", source))
+    with pytest.raises(ComponentTreeException) as refused:
+        load(tmp_path, "secret_defs", monkeypatch)
+    told = "".join(traceback.format_exception(refused.value))
+    assert "user and password do not belong into an address" in told
+    assert "unknown field 'split_by'" in told
+    assert "hunter2" not in told

@@ -46,50 +46,44 @@ def test_a_b_a_is_two_trainings_and_ends_where_it_began(loop: Loop) -> None:
     assert trainings(loop) == 2
 
 
-def test_a_commit_that_changes_nothing_for_the_pipeline_runs_nothing(loop: Loop) -> None:
-    loop.commit(samples.iris())
-    loop.settle()
-    loop.repository.commit("unrelated", files={"notes.txt": b"hello"})
-    assert loop.tick() == "nothing is stale"
+def test_a_commit_that_changes_nothing_for_the_pipeline_runs_nothing(settled: Loop) -> None:
+    settled.repository.commit("unrelated", files={"notes.txt": b"hello"})
+    assert settled.tick() == "nothing is stale"
 
 
-def test_code_changes_run_what_uses_them(loop: Loop) -> None:
-    loop.commit(samples.iris())
-    loop.settle()
+def test_code_changes_run_what_uses_them(settled: Loop) -> None:
 
-    loop.edit("features.py", "def features(", "# a comment\ndef features(")
-    loop.edit("defs.yaml", "description: Iris", "description: The iris")
-    assert loop.tick() == "nothing is stale"
+    settled.edit("features.py", "def features(", "# a comment\ndef features(")
+    settled.edit("defs.yaml", "description: Iris", "description: The iris")
+    assert settled.tick() == "nothing is stale"
 
-    loop.edit("schema.py", "15", "16")
-    assert loop.settle() == ["dataset"], "the table is the same, so nothing after it runs"
-    assert loop.tick() == "nothing is stale"
+    settled.edit("schema.py", "15", "16")
+    assert settled.settle() == ["dataset"], "the table is the same, so nothing after it runs"
+    assert settled.tick() == "nothing is stale"
 
-    loop.edit("features.py", "frame.with_columns(", "frame.select(pl.all()).with_columns(")
-    assert loop.settle() == ["features"], "another program with the same result: early cutoff"
-    assert loop.tick() == "nothing is stale"
+    settled.edit("features.py", "frame.with_columns(", "frame.select(pl.all()).with_columns(")
+    assert settled.settle() == ["features"], "another program with the same result: early cutoff"
+    assert settled.tick() == "nothing is stale"
 
-    loop.edit("model.py", "hidden=tuple(hidden)", "hidden=(*hidden, 8)")
-    assert loop.settle() == ["model", "evaluation", "champion", "deployment"]
+    settled.edit("model.py", "hidden=tuple(hidden)", "hidden=(*hidden, 8)")
+    assert settled.settle() == ["model", "evaluation", "champion", "deployment"]
 
-    (loop.folder / "helpers.py").write_text("FACTOR = 1.0\n")
-    loop.edit("features.py", "import polars as pl\n", "import polars as pl\n\nfrom .helpers import FACTOR\n")
-    loop.edit("features.py", 'pl.col("sepal_length") *', 'FACTOR * pl.col("sepal_length") *')
-    assert loop.settle() == ["features"]
-    (loop.folder / "helpers.py").write_text("FACTOR = 0.0\n")
-    assert loop.settle() == ["features", "model", "evaluation", "champion", "deployment"]
+    (settled.folder / "helpers.py").write_text("FACTOR = 1.0\n")
+    settled.edit("features.py", "import polars as pl\n", "import polars as pl\n\nfrom .helpers import FACTOR\n")
+    settled.edit("features.py", 'pl.col("sepal_length") *', 'FACTOR * pl.col("sepal_length") *')
+    assert settled.settle() == ["features"]
+    (settled.folder / "helpers.py").write_text("FACTOR = 0.0\n")
+    assert settled.settle() == ["features", "model", "evaluation", "champion", "deployment"]
 
-    loop.edit("defs.yaml", "n > 0.75", "n > 0.76")
-    assert loop.settle() == ["champion"]
-    assert trainings(loop) == 3
+    settled.edit("defs.yaml", "n > 0.75", "n > 0.76")
+    assert settled.settle() == ["champion"]
+    assert trainings(settled) == 3
 
 
-def test_a_later_stage_that_is_stale_runs_though_an_earlier_one_is_not(loop: Loop) -> None:
-    loop.commit(samples.iris())
-    loop.settle()
-    loop.edit("defs.yaml", "learning_rate: 0.01", "learning_rate: 0.02")
-    assert "model" in made(loop.run()), "a run over everything must not stop at the unchanged dataset"
-    assert made(loop.run()) == [], "and when nothing is stale it does nothing"
+def test_a_later_stage_that_is_stale_runs_though_an_earlier_one_is_not(settled: Loop) -> None:
+    settled.edit("defs.yaml", "learning_rate: 0.01", "learning_rate: 0.02")
+    assert "model" in made(settled.run()), "a run over everything must not stop at the unchanged dataset"
+    assert made(settled.run()) == [], "and when nothing is stale it does nothing"
 
 
 BAD = {
@@ -120,17 +114,15 @@ BAD = {
 }
 
 
-def test_a_failing_dataset_stops_everything_after_it(loop: Loop) -> None:
-    loop.commit(samples.iris())
-    loop.settle()
-    before = read_state(loop.instance, "iris")
-    champion = champion_facts(loop.instance, "iris")
+def test_a_failing_dataset_stops_everything_after_it(settled: Loop) -> None:
+    before = read_state(settled.instance, "iris")
+    champion = champion_facts(settled.instance, "iris")
 
     for name, (spoil, said) in [*BAD.items(), ("empty file", (None, "'id' is missing"))]:
-        loop.commit(spoil(samples.iris()) if spoil else b"", name)
-        request = loop.tick()
+        settled.commit(spoil(samples.iris()) if spoil else b"", name)
+        request = settled.tick()
         assert isinstance(request, dg.RunRequest), name
-        result = loop.run(list(request.asset_selection or []), request.tags)
+        result = settled.run(list(request.asset_selection or []), request.tags)
         assert not result.success, name
         assert made(result) == ["dataset"], name
         failed = [one for one in result.get_asset_check_evaluations() if not one.passed and one.blocking]
@@ -140,35 +132,33 @@ def test_a_failing_dataset_stops_everything_after_it(loop: Loop) -> None:
         assert pattern.matches(Exception(descriptions)), f"{name}: {descriptions}"
         assert any("failures" in one.metadata for one in failed), name
 
-        assert "blocked: dataset's check" in str(loop.tick()), f"{name}: later ticks ask for nothing"
-        by_hand = loop.run([asset_key("iris", "features")])
+        assert "blocked: dataset's check" in str(settled.tick()), f"{name}: later ticks ask for nothing"
+        by_hand = settled.run([asset_key("iris", "features")])
         assert not by_hand.success, f"{name}: nor can it be done by hand"
         assert made(by_hand) == [], name
 
-    after = read_state(loop.instance, "iris")
+    after = read_state(settled.instance, "iris")
     assert {stage: after[stage] for stage in STAGES[1:]} == {stage: before[stage] for stage in STAGES[1:]}
-    assert champion_facts(loop.instance, "iris") == champion
+    assert champion_facts(settled.instance, "iris") == champion
 
-    loop.commit(samples.iris())
-    assert loop.settle() == ["dataset"], "good data again: the table is known, and so is all that follows"
-    assert loop.tick() == "nothing is stale"
+    settled.commit(samples.iris())
+    assert settled.settle() == ["dataset"], "good data again: the table is known, and so is all that follows"
+    assert settled.tick() == "nothing is stale"
 
 
-def test_a_lost_store_entry_is_named_and_made_again(loop: Loop) -> None:
-    loop.commit(samples.iris())
-    loop.settle()
-    entry = loop.here.home / "store" / "iris" / "features"
+def test_a_lost_store_entry_is_named_and_made_again(settled: Loop) -> None:
+    entry = settled.here.home / "store" / "iris" / "features"
     (next(entry.iterdir()) / "manifest.json").unlink()
-    loop.edit("defs.yaml", "learning_rate: 0.01", "learning_rate: 0.02")
-    result = loop.run([asset_key("iris", "model")])
+    settled.edit("defs.yaml", "learning_rate: 0.01", "learning_rate: 0.02")
+    result = settled.run([asset_key("iris", "model")])
     assert not result.success
     assert "run `mlops run iris` to make it again" in str(result.failure_data_for_node("iris__model"))
-    now = Assessment.of(Pipeline.load(loop.folder), loop.repository, loop.instance)
-    stages = wanted_stages(now, Store(loop.here.store_url))
+    now = Assessment.of(Pipeline.load(settled.folder), settled.repository, settled.instance)
+    stages = wanted_stages(now, Store(settled.here.store_url))
     assert stages == ("features", "model", "evaluation", "champion", "deployment"), "what `mlops run` selects"
-    execute(now, stages, loop.instance)
-    again = Assessment.of(Pipeline.load(loop.folder), loop.repository, loop.instance)
-    assert wanted_stages(again, Store(loop.here.store_url)) == ()
+    execute(now, stages, settled.instance)
+    again = Assessment.of(Pipeline.load(settled.folder), settled.repository, settled.instance)
+    assert wanted_stages(again, Store(settled.here.store_url)) == ()
 
 
 def test_a_source_that_changes_while_it_runs_is_not_recorded(loop: Loop) -> None:
@@ -239,15 +229,13 @@ def test_nothing_is_asked_for_while_a_run_is_under_way(loop: Loop) -> None:
     assert f"run {run.run_id[:8]} of iris is started" in str(loop.tick())
 
 
-def test_what_was_materialized_alone_is_not_mixed(loop: Loop) -> None:
-    loop.commit(samples.iris())
-    loop.settle()
-    loop.edit("features.py", 'pl.col("sepal_length") *', '2.5 * pl.col("sepal_length") *')
-    assert loop.run([asset_key("iris", "features")]).success
-    result = loop.run([asset_key("iris", "evaluation")])
+def test_what_was_materialized_alone_is_not_mixed(settled: Loop) -> None:
+    settled.edit("features.py", 'pl.col("sepal_length") *', '2.5 * pl.col("sepal_length") *')
+    assert settled.run([asset_key("iris", "features")]).success
+    result = settled.run([asset_key("iris", "evaluation")])
     assert not result.success
     assert "trained on other features" in str(result.failure_data_for_node("iris__evaluation"))
-    assert made(loop.run([asset_key("iris", "champion")])) == [], "there is nothing new to decide"
+    assert made(settled.run([asset_key("iris", "champion")])) == [], "there is nothing new to decide"
 
 
 def test_a_failed_wish_is_asked_for_again_later_and_not_for_ever(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """A pipeline of images: what is decoded, what is told, and what stops it."""
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,10 @@ import numpy as np
 import pytest
 
 from mlops_assets.data import samples
-from mlops_assets.home import ensure_home
 from mlops_assets.pipeline import STAGES, Pipeline
 from mlops_assets.provenance import asset_key, latest_metadata, read_state
-from mlops_assets.settings import settings
 from mlops_assets.store import Store
-from mlops_assets_tests.loop import Loop, looping, made, trainings
-from mlops_assets_tests.mlflow_fixtures import close_stores
+from mlops_assets_tests.loop import Loop, made, trainings
 
 pytestmark = [
     pytest.mark.slow,
@@ -25,16 +22,6 @@ pytestmark = [
     ),
     pytest.mark.filterwarnings("ignore:Property `OpDefinition.version`:DeprecationWarning"),  # Dagster's own use of it
 ]
-
-
-@pytest.fixture
-def digits(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loop]:
-    """The digits pipeline, trained very briefly, in this process."""
-    monkeypatch.setenv("DAGSTER_HOME", str(home / "dagster"))
-    with looping(ensure_home(settings()), tmp_path / "defs" / "digits", epochs=3) as loop:
-        loop.repository.init()
-        yield loop
-    close_stores()
 
 
 def scans(images: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -48,8 +35,6 @@ def told(loop: Loop, stage: str) -> dict[str, object]:
 
 def test_only_what_changed_is_decoded_and_a_revert_decodes_nothing(digits: Loop) -> None:
     first = samples.digits()
-    digits.repository.commit("digits", files=scans(first))
-    assert digits.settle() == list(STAGES)
     dataset = told(digits, "dataset")
     assert (dataset["images decoded"], dataset["images reused"]) == (1797, 0)
     assert dataset["dagster/row_count"] == 1797
@@ -73,9 +58,7 @@ def test_only_what_changed_is_decoded_and_a_revert_decodes_nothing(digits: Loop)
 def test_a_test_image_among_the_training_images_is_a_warning(digits: Loop) -> None:
     images = samples.digits()
     content = images["5/" + _first(images, "5/")]
-    digits.repository.commit(
-        "copies", files=scans({**images, **{f"5/copy{number}.png": content for number in range(20)}})
-    )
+    digits.repository.commit("copies", files=scans({f"5/copy{number}.png": content for number in range(20)}))
     result = digits.run([asset_key("digits", "dataset"), asset_key("digits", "features")])
     assert result.success
     checks = {one.check_name: one for one in result.get_asset_check_evaluations()}
@@ -87,8 +70,6 @@ def test_a_test_image_among_the_training_images_is_a_warning(digits: Loop) -> No
 
 def test_files_added_and_removed_are_told(digits: Loop) -> None:
     images = samples.digits()
-    digits.repository.commit("digits", files=scans(images))
-    digits.run([asset_key("digits", "dataset")])
     gone = sorted(path for path in images if path.startswith("3/"))[:2]
     digits.repository.commit(
         "two went, one came",
@@ -104,8 +85,6 @@ def test_files_added_and_removed_are_told(digits: Loop) -> None:
 
 def test_a_damaged_image_is_named_and_stops_everything(digits: Loop) -> None:
     images = samples.digits()
-    digits.repository.commit("digits", files=scans(images))
-    digits.settle()
     before = read_state(digits.instance, "digits")
     digits.repository.commit("half a file", files=scans({"7/broken.png": images["7/" + _first(images, "7/")][:40]}))
     request = digits.tick()
@@ -121,8 +100,6 @@ def test_a_damaged_image_is_named_and_stops_everything(digits: Loop) -> None:
 def test_a_blank_scan_fails_the_schema_and_the_champion_stays(digits: Loop) -> None:
     from PIL import Image
 
-    digits.repository.commit("digits", files=scans(samples.digits()))
-    digits.settle()
     blank = io.BytesIO()
     Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(blank, "PNG")
     digits.repository.commit("a blank one", files=scans({"0/blank.png": blank.getvalue()}))
@@ -137,8 +114,6 @@ def test_a_blank_scan_fails_the_schema_and_the_champion_stays(digits: Loop) -> N
 
 
 def test_another_decoding_decodes_everything_again_and_is_not_shown_to_the_champion(digits: Loop) -> None:
-    digits.repository.commit("digits", files=scans(samples.digits()))
-    digits.settle()
     digits.edit("defs.yaml", "{layout: folder, mode: L}", "{layout: folder, mode: L, size: [16, 16]}")
     assert digits.settle() == list(STAGES)
     assert told(digits, "dataset")["images decoded"] == 1797
@@ -155,7 +130,6 @@ def test_another_decoding_decodes_everything_again_and_is_not_shown_to_the_champ
     ],
 )
 def test_a_features_function_that_returns_no_images_is_one_sentence(digits: Loop, body: str, said: str) -> None:
-    digits.repository.commit("digits", files=scans(samples.digits()))
     digits.edit("features.py", "return images", f"return {body}")
     result = digits.run([asset_key("digits", "dataset"), asset_key("digits", "features")])
     (failure,) = [event for event in result.all_events if event.is_step_failure]
@@ -165,8 +139,6 @@ def test_a_features_function_that_returns_no_images_is_one_sentence(digits: Loop
 
 def test_a_damaged_last_version_is_decoded_again(digits: Loop) -> None:
     images = samples.digits()
-    digits.repository.commit("digits", files=scans(images))
-    digits.run([asset_key("digits", "dataset")])
     entry = Store(digits.here.store_url).get("digits/dataset", read_state(digits.instance, "digits")["dataset"].recipe)
     for file in Path(entry.url).rglob("images.safetensors"):
         file.chmod(0o644)
@@ -180,8 +152,7 @@ def test_a_damaged_last_version_is_decoded_again(digits: Loop) -> None:
 def test_a_source_that_changes_before_the_training_leaves_no_checkpoint(
     digits: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    digits.repository.commit("digits", files=scans(samples.digits()))
-    digits.run([asset_key("digits", "dataset"), asset_key("digits", "features")])
+    digits.edit("defs.yaml", "epochs: 3", "epochs: 4")
     load = Pipeline.function
 
     def edited_meanwhile(pipeline: Pipeline, kind: str) -> Any:

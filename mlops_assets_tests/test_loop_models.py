@@ -21,30 +21,28 @@ pytestmark = [
 ]
 
 
-def test_a_refused_challenger_is_a_normal_outcome(loop: Loop) -> None:
-    loop.commit(samples.iris())
-    loop.settle()
-    loop.edit("defs.yaml", "n - o > -0.20", "n - o > 0.30")
-    loop.edit("defs.yaml", "learning_rate: 0.01", "learning_rate: 0.02")
-    request = loop.tick()
+def test_a_refused_challenger_is_a_normal_outcome(settled: Loop) -> None:
+    settled.edit("defs.yaml", "n - o > -0.20", "n - o > 0.30")
+    settled.edit("defs.yaml", "learning_rate: 0.01", "learning_rate: 0.02")
+    request = settled.tick()
     assert isinstance(request, dg.RunRequest)
-    result = loop.run(list(request.asset_selection or []), request.tags)
+    result = settled.run(list(request.asset_selection or []), request.tags)
     assert result.success
-    facts = champion_facts(loop.instance, "iris")
+    facts = champion_facts(settled.instance, "iris")
     assert facts is not None
     assert facts.version == 1
     assert facts.outcome.startswith("kept version 1, because n - o > 0.30 fails")
     (gate,) = [one for one in result.get_asset_check_evaluations() if one.check_name == "gate"]
     assert not gate.passed
     assert gate.severity == dg.AssetCheckSeverity.WARN
-    tracking = Tracking.embedded(loop.here.home)
+    tracking = Tracking.embedded(settled.here.home)
     challenger = aliases.current(tracking, "iris", "challenger")
     assert challenger is not None
     assert challenger.number == 2
     refused = tracking.client.get_run(challenger.run_id)
     assert refused.info.status == "FINISHED"
     assert refused.data.tags["mlops.gate"] == "false"
-    assert loop.tick() == "nothing is stale"
+    assert settled.tick() == "nothing is stale"
 
 
 def test_a_first_challenger_that_is_too_weak_is_not_promoted(loop: Loop) -> None:
@@ -57,31 +55,27 @@ def test_a_first_challenger_that_is_too_weak_is_not_promoted(loop: Loop) -> None
     assert aliases.current(Tracking.embedded(loop.here.home), "iris", "champion") is None
 
 
-def test_the_champion_is_compared_though_its_features_are_others(loop: Loop) -> None:
-    loop.commit(samples.iris())
-    loop.settle()
-    loop.edit(
+def test_the_champion_is_compared_though_its_features_are_others(settled: Loop) -> None:
+    settled.edit(
         "features.py",
         "        petal_area",
         "        length_sum=pl.col('petal_length') + pl.col('sepal_length'),\n        petal_area",
     )
-    assert loop.settle() == ["features", "model", "evaluation", "champion", "deployment"]
-    facts = champion_facts(loop.instance, "iris")
+    assert settled.settle() == ["features", "model", "evaluation", "champion", "deployment"]
+    facts = champion_facts(settled.instance, "iris")
     assert facts is not None
     assert "paired rows" in facts.outcome
 
 
-def test_a_lost_mlflow_version_is_logged_again_without_training(loop: Loop) -> None:
-    loop.commit(samples.iris())
-    loop.settle()
-    tracking = Tracking.embedded(loop.here.home)
+def test_a_lost_mlflow_version_is_logged_again_without_training(settled: Loop) -> None:
+    tracking = Tracking.embedded(settled.here.home)
     version = aliases.current(tracking, "iris", "challenger")
     assert version is not None
     tracking.client.delete_model_version("iris", str(version.number))
-    loop.commit(samples.iris_uci())
-    loop.settle()
-    loop.commit(samples.iris())
-    assert loop.settle() == list(STAGES[:-1]), "the same champion needs no other deployment"
+    settled.commit(samples.iris_uci())
+    settled.settle()
+    settled.commit(samples.iris())
+    assert settled.settle() == list(STAGES[:-1]), "the same champion needs no other deployment"
     restored = aliases.current(tracking, "iris", "challenger")
     assert restored is not None
     assert restored.model_digest == version.model_digest
@@ -101,45 +95,39 @@ def test_a_failed_training_is_a_failed_mlflow_run(loop: Loop) -> None:
     assert len(runs) == 2, "the model's run, and the Dagster run it belongs to"
 
 
-def test_a_scheduled_retraining_has_a_seed_of_its_own(loop: Loop) -> None:
-    loop.edit("defs.yaml", "  gate:", '  schedule: "0 3 * * *"\n\n  gate:')
-    loop.commit(samples.iris())
-    loop.settle()
-    before = read_state(loop.instance, "iris")["model"]
-    schedule = loop.definitions().get_repository_def().get_schedule_def("iris_retrain")
-    context = dg.build_schedule_context(loop.instance, scheduled_execution_time=_at(3))
+def test_a_scheduled_retraining_has_a_seed_of_its_own(settled: Loop) -> None:
+    settled.edit("defs.yaml", "  gate:", '  schedule: "0 3 * * *"\n\n  gate:')
+    before = read_state(settled.instance, "iris")["model"]
+    schedule = settled.definitions().get_repository_def().get_schedule_def("iris_retrain")
+    context = dg.build_schedule_context(settled.instance, scheduled_execution_time=_at(3))
     (request,) = schedule.evaluate_tick(context).run_requests
-    result = loop.run(list(request.asset_selection or []), request.tags)
+    result = settled.run(list(request.asset_selection or []), request.tags)
     assert made(result)[0] == "model"
-    after = read_state(loop.instance, "iris")["model"]
+    after = read_state(settled.instance, "iris")["model"]
     assert after.digest != before.digest
-    assert loop.tick() == "nothing is stale", "the sensor does not undo what the schedule did"
-    assert made(loop.run(list(request.asset_selection or []), request.tags)) == [], "the same tick is known"
+    assert settled.tick() == "nothing is stale", "the sensor does not undo what the schedule did"
+    assert made(settled.run(list(request.asset_selection or []), request.tags)) == [], "the same tick is known"
 
 
-def test_a_feature_that_changed_its_meaning_is_not_shown_to_the_champion(loop: Loop) -> None:
-    loop.commit(samples.iris())
-    loop.settle()
-    before = champion_facts(loop.instance, "iris")
-    loop.edit(
+def test_a_feature_that_changed_its_meaning_is_not_shown_to_the_champion(settled: Loop) -> None:
+    before = champion_facts(settled.instance, "iris")
+    settled.edit(
         "features.py", "sepal_area=", "**{name: pl.col(name) * 10 for name in frame.columns[1:5]},\n        sepal_area="
     )
-    loop.edit("defs.yaml", "n - o > -0.20", "n - o > 0.30")
-    assert loop.settle() == ["features", "model", "evaluation", "champion"], "kept, so there is nothing to deploy"
-    after = champion_facts(loop.instance, "iris")
+    settled.edit("defs.yaml", "n - o > -0.20", "n - o > 0.30")
+    assert settled.settle() == ["features", "model", "evaluation", "champion"], "kept, so there is nothing to deploy"
+    after = champion_facts(settled.instance, "iris")
     assert before is not None
     assert after is not None
     assert after.version == 1
     assert after.accuracy == before.accuracy, "the champion is judged as it was evaluated, in its own units"
 
 
-def test_another_split_is_not_compared_with(loop: Loop) -> None:
-    loop.commit(samples.iris())
-    loop.settle()
-    loop.edit("defs.yaml", "salt: iris-1", "salt: iris-2")
-    result = loop.run()
+def test_another_split_is_not_compared_with(settled: Loop) -> None:
+    settled.edit("defs.yaml", "salt: iris-1", "salt: iris-2")
+    result = settled.run()
     assert result.success
-    facts = champion_facts(loop.instance, "iris")
+    facts = champion_facts(settled.instance, "iris")
     assert facts is not None
     assert facts.version == 1
     assert "are among those that the champion judged, so a promotion needs a hand" in facts.outcome
@@ -168,19 +156,17 @@ TEMPERATURE = 1.0
 """
 
 
-def test_a_model_names_the_data_that_its_features_were_made_from(loop: Loop) -> None:
-    first = loop.commit(samples.iris())
-    loop.settle()
-    loop.commit(samples.iris().drop("petal_width"))
-    loop.settle()
-    loop.edit("defs.yaml", "learning_rate: 0.01", "learning_rate: 0.02")
-    result = loop.run([asset_key("iris", "model")])
+def test_a_model_names_the_data_that_its_features_were_made_from(settled: Loop) -> None:
+    first = settled.repository.resolve("main")
+    settled.commit(samples.iris().drop("petal_width"))
+    settled.settle()
+    settled.edit("defs.yaml", "learning_rate: 0.01", "learning_rate: 0.02")
+    result = settled.run([asset_key("iris", "model")])
     assert made(result) == ["model"]
-    tracking = Tracking.embedded(loop.here.home)
+    tracking = Tracking.embedded(settled.here.home)
     challenger = aliases.current(tracking, "iris", "challenger")
     assert challenger is not None
-    assert first is not None
-    assert tracking.run_tags(challenger.run_id)["mlops.oxen_commit"] == first.id
+    assert tracking.run_tags(challenger.run_id)["mlops.oxen_commit"] == first
 
 
 def test_a_version_that_somebody_else_registered_stays_until_a_hand_moves_it(loop: Loop) -> None:

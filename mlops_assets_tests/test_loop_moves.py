@@ -1,7 +1,6 @@
 """Moves of the champion as runs of its asset: by the gate, by hand, back, by others; all of it on record."""
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,17 +12,14 @@ import pytest
 from mlops_assets.assets.champion import MOVE_TAG
 from mlops_assets.data import samples
 from mlops_assets.execution import RunFailed, execute_move
-from mlops_assets.home import ensure_home, open_instance
 from mlops_assets.pipeline import Pipeline
 from mlops_assets.provenance import LEDGER_HEAD, asset_key, latest_metadata, metadata_history
 from mlops_assets.registry import aliases
 from mlops_assets.registry.champion import Champions
 from mlops_assets.registry.ledger import Ledger
-from mlops_assets.settings import settings
-from mlops_assets.spec import SpecError
+from mlops_assets.spec_file import SpecError
 from mlops_assets.tracking.runs import Tracking
-from mlops_assets_tests.loop import Loop, looping, made
-from mlops_assets_tests.mlflow_fixtures import close_stores
+from mlops_assets_tests.loop import Loop, copied, living_in, made
 
 pytestmark = [
     pytest.mark.slow,
@@ -92,34 +88,22 @@ def as_others(two: Loop) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def made_once(store_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(settled_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with two versions, the second of which is the champion, and the pipeline's folder beside it."""
     place = tmp_path_factory.mktemp("two")
-    shutil.copytree(store_template, place / "home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLOPS_HOME", str(place / "home"))
-        patch.setenv("DAGSTER_HOME", str(place / "home" / "dagster"))
-        settings.cache_clear()
-        with looping(ensure_home(settings()), place / "defs" / "iris") as loop:
-            for table in (samples.iris(), samples.iris_uci()):
-                loop.commit(table)
-                loop.settle()
-            assert champion(loop) == 2, told(loop)["outcome"]
-        close_stores()
-    settings.cache_clear()
+    with living_in(place / "home"), copied(settled_template, place) as loop:
+        loop.commit(samples.iris_uci())
+        loop.settle()
+        assert champion(loop) == 2, told(loop)["outcome"]
     return place
 
 
 @pytest.fixture
 def two(made_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loop]:
-    """A copy of that: homes can be moved."""
-    for name in ("home", "defs"):
-        shutil.copytree(made_once / name, tmp_path / name)
+    """A copy of that."""
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home" / "dagster"))
-    here = ensure_home(settings())
-    with open_instance(here) as instance:
-        yield Loop(here, instance, tmp_path / "defs" / "iris")
-    close_stores()
+    with copied(made_once, tmp_path) as loop:
+        yield loop
 
 
 def test_every_promotion_is_on_record(two: Loop) -> None:

@@ -24,7 +24,7 @@ PIPELINES = ("iris", "digits")
 
 
 @pytest.fixture
-def instance() -> Iterator[dg.DagsterInstance]:
+def instance(home: Path) -> Iterator[dg.DagsterInstance]:
     with open_instance(ensure_home(settings())) as opened:
         yield opened
 

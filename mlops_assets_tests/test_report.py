@@ -1,6 +1,7 @@
 """What people are told of a pipeline, from the event log."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def instance() -> Iterator[dg.DagsterInstance]:
+def instance(home: Path) -> Iterator[dg.DagsterInstance]:
     with open_instance(ensure_home(settings())) as opened:
         yield opened
 

@@ -1,5 +1,6 @@
 """The environment is read once, and what cannot be used is named."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,13 @@ def test_the_home_is_absolute_wherever_a_process_starts(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLOPS_HOME", "relative")
     assert settings().home == tmp_path / "relative"
+
+
+def test_a_database_is_reached_by_the_driver_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLOPS_DAGSTER_DATABASE", "postgresql://dagster:pass:%2F//word@h:5432/d?sslmode=require")
+    monkeypatch.setenv("MLOPS_MLFLOW_DATABASE", "postgresql+psycopg://mlflow:word@h/m")
+    expected = "postgresql+psycopg2://dagster:pass:%2F//word@h:5432/d?sslmode=require"
+    assert settings().dagster_database.get_secret_value() == expected
+    assert os.environ["MLOPS_DAGSTER_DATABASE"] == expected, "Dagster reads the variable itself"
+    assert settings().mlflow_database.get_secret_value() == "postgresql+psycopg://mlflow:word@h/m", "chosen by somebody"
+    assert "word" not in repr(settings())

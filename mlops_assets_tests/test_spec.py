@@ -10,7 +10,8 @@ from pydantic import TypeAdapter, ValidationError
 from mlops_assets.assets.features import SPLIT
 from mlops_assets.data.readers import SUPPORTED
 from mlops_assets.pipeline import DEFS, PipelineNotFound, find_pipeline, pipeline_folders
-from mlops_assets.spec import COMPONENT_TYPE, SPLIT_COLUMN, TABLE_ENDINGS, Owner, SpecError, load_spec
+from mlops_assets.spec import COMPONENT_TYPE, SPLIT_COLUMN, TABLE_ENDINGS, Owner
+from mlops_assets.spec_file import SpecError, load_spec
 
 IRIS = (DEFS / "iris" / "defs.yaml").read_text()
 

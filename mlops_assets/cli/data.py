@@ -25,7 +25,7 @@ from mlops_assets.intake import commit as commit_intake
 from mlops_assets.oxen.errors import PathNotFound, RevisionNotFound
 from mlops_assets.oxen.repository import Repository
 from mlops_assets.oxen.tree import Entry
-from mlops_assets.pipeline import Pipeline, find_pipeline
+from mlops_assets.pipeline import Pipeline, own_pipeline
 from mlops_assets.push import answers, nobody_there, push
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def import_(  # noqa: PLR0917 - typer reads them by name
     on. A query's rows are put in the order of their key.
     """
     here = ensure_home()
-    pipeline = find_pipeline(name)
+    pipeline = own_pipeline(name)
     wanted = source_given(sql=sql, database=database, url=url, sha256=sha256, token=token)
     if paths and wanted:
         raise DataError(f"{paths[0]} and --sql or --url are both given; give one of them")
@@ -109,7 +109,7 @@ def commit(
     It is committed as it is: whether it is good is for the pipeline's checks to say.
     """
     here = ensure_home()
-    pipeline = find_pipeline(name)
+    pipeline = own_pipeline(name)
     existing(pipeline, here)
     with given(pipeline, [path], here.home, tell) as intake:
         _record(pipeline, here, intake, message, launch=not no_push)
@@ -159,7 +159,7 @@ def log(
 ) -> None:
     """List the commits, the newest first."""
     here = ensure_home()
-    pipeline = find_pipeline(name)
+    pipeline = own_pipeline(name)
     table = Table("commit", "when (UTC)", "files" if pipeline.spec.data.images else "rows", "author", "message")
     repository = existing(pipeline, here)[1]
     for one in repository.log(pipeline.spec.data.branch, limit=limit):
@@ -176,7 +176,7 @@ def show(
 ) -> None:
     """Print commit, columns, row count and the first rows of a version, or the files where they are images."""
     here = ensure_home()
-    pipeline = find_pipeline(name)
+    pipeline = own_pipeline(name)
     repository = existing(pipeline, here)[1]
     commit_id = _commit_id(repository, pipeline, revision)
     made = repository.log(commit_id, limit=1)[0]
@@ -201,7 +201,7 @@ def diff(
 ) -> None:
     """Tell which files differ between two versions, and which rows of the pipeline's table, by key."""
     here = ensure_home()
-    pipeline = find_pipeline(name)
+    pipeline = own_pipeline(name)
     repository = existing(pipeline, here)[1]
     after = _commit_id(repository, pipeline, right)
     if left:

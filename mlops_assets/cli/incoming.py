@@ -14,7 +14,7 @@ from mlops_assets.cli.console import out
 from mlops_assets.cli.data import PipelineName, existing
 from mlops_assets.errors import MlopsError
 from mlops_assets.home import ensure_home
-from mlops_assets.pipeline import find_pipeline
+from mlops_assets.pipeline import own_pipeline
 
 
 class NothingIncoming(MlopsError):
@@ -33,7 +33,7 @@ def incoming(
 
     Example: [bold]mlops data incoming iris new.csv -m "flowers of Tuesday"[/bold]
     """
-    pipeline, repository = existing(find_pipeline(name), ensure_home())
+    pipeline, repository = existing(own_pipeline(name), ensure_home())
     spec = pipeline.spec
     if missing := [str(path) for path in paths if not path.exists()]:
         raise NothingIncoming(f"{missing[0]} does not exist; name files or directories")

@@ -19,7 +19,7 @@ from mlops_assets.cli.console import out
 from mlops_assets.cli.data import PipelineName
 from mlops_assets.errors import MlopsError
 from mlops_assets.home import ensure_home, open_instance
-from mlops_assets.pipeline import Pipeline, find_pipeline, pipeline_folders
+from mlops_assets.pipeline import Pipeline, PipelineElsewhere, own_pipeline, pipeline_folders
 
 if TYPE_CHECKING:
     from mlops_assets.registry.champion import Champions
@@ -57,7 +57,7 @@ def show(
 
     Example: [bold]mlops ledger show iris --limit 50[/bold]
     """
-    records = _ledger(ensure_home(), find_pipeline(name).name).records()
+    records = _ledger(ensure_home(), own_pipeline(name).name).records()
     if as_json:
         typer.echo(json.dumps([_told(record) for record in records[-limit:]], indent=2))
         return
@@ -96,7 +96,14 @@ def verify(
     from mlops_assets.gate.budget import Looks
 
     here, problems = ensure_home(), 0
-    for pipeline in [find_pipeline(name)] if name else [Pipeline.load(folder) for folder in pipeline_folders()]:
+    for one in [name] if name else [folder.name for folder in pipeline_folders()]:
+        try:
+            pipeline = own_pipeline(one)
+        except PipelineElsewhere as error:
+            if name:
+                raise
+            out.print(f"{one} is left out: {error}", markup=False)
+            continue
         champions = champions_of(here, pipeline)
         found = champions.verify(anchors(pipeline.name)) or Looks(champions.ledger).verify()
         for problem in found:
@@ -124,7 +131,7 @@ def clear(
     """
     from mlops_assets.registry.ledger import user
 
-    champions = champions_of(ensure_home(), find_pipeline(name))
+    champions = champions_of(ensure_home(), own_pipeline(name))
     record = champions.clear(version, actor=user(), reason=given(reason))
     out.print(f"version {version} of {name} may be promoted again (entry {record.number})", markup=False)
 
@@ -143,7 +150,7 @@ def anchor(
     from mlops_assets.registry.history import pinned
     from mlops_assets.registry.ledger import user
 
-    here, pipeline = ensure_home(), find_pipeline(name)
+    here, pipeline = ensure_home(), own_pipeline(name)
     if version is None:
         found = pinned(_ledger(here, pipeline.name).records())
         out.print(f"version {found}" if found else f"none: {name} never had a champion", markup=False)
@@ -163,7 +170,7 @@ def at(
     """
     from mlops_assets.registry.history import reign_at
 
-    pipeline = find_pipeline(name)
+    pipeline = own_pipeline(name)
     then = moment(time)
     reign = reign_at(_ledger(ensure_home(), pipeline.name).records(), then)
     if as_json:

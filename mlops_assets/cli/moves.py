@@ -12,7 +12,7 @@ from mlops_assets.cli.console import out, progress_of_runs
 from mlops_assets.cli.data import PipelineName
 from mlops_assets.cli.ledger import Reason, champions_of, given, moment
 from mlops_assets.home import ensure_home, open_instance
-from mlops_assets.pipeline import Pipeline, find_pipeline
+from mlops_assets.pipeline import Pipeline, own_pipeline
 
 if TYPE_CHECKING:
     from mlops_assets.settings import Settings
@@ -27,7 +27,7 @@ def promote(
 
     Example: [bold]mlops promote iris 3 --reason "agreed with the auditors"[/bold]
     """
-    _move(ensure_home(), find_pipeline(name), {"how": "hand", "version": version, "reason": given(reason)})
+    _move(ensure_home(), own_pipeline(name), {"how": "hand", "version": version, "reason": given(reason)})
 
 
 def rollback(
@@ -44,7 +44,7 @@ def rollback(
     Example: [bold]mlops rollback iris --reason "bad Tuesday"[/bold], with [bold]--to 3[/bold] or
     [bold]--to 2026-11-21T10:00[/bold]
     """
-    here, pipeline = ensure_home(), find_pipeline(name)
+    here, pipeline = ensure_home(), own_pipeline(name)
     said: int | datetime | None = int(to) if to.isdecimal() and len(to) < 10 else moment(to) if to else None
     champions = champions_of(here, pipeline)
     champions.reconcile()  # what somebody did in MLflow counts, too

@@ -24,7 +24,8 @@ from mlops_assets.errors import MlopsError
 from mlops_assets.home import ensure_home
 from mlops_assets.pipeline import DEFS, Pipeline, find_pipeline, pipeline_folders
 from mlops_assets.settings import Settings
-from mlops_assets.spec import NAME_PATTERN, SPEC_FILE, PipelineSpec, load_spec
+from mlops_assets.spec import NAME_PATTERN, SPEC_FILE, PipelineSpec
+from mlops_assets.spec_file import load_spec
 
 if TYPE_CHECKING:
     from mlops_assets.cli.derive import Derived

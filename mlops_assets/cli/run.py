@@ -11,7 +11,7 @@ from mlops_assets.cli import console
 from mlops_assets.cli.console import out, progress_of_runs
 from mlops_assets.errors import MlopsError
 from mlops_assets.home import ensure_home, open_instance
-from mlops_assets.pipeline import DECISIONS, Pipeline, find_pipeline
+from mlops_assets.pipeline import DECISIONS, Pipeline, own_pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -42,7 +42,7 @@ def run(
 
     here = ensure_home()
     trial = {} if epochs is None else {"epochs": epochs}
-    pipeline = find_pipeline(name).trial(trial)
+    pipeline = own_pipeline(name).trial(trial)
     try:
         with _alone(here, name), open_instance(here) as instance:
             ensure_data(pipeline, here)

@@ -11,6 +11,7 @@ from rich.table import Table
 from mlops_assets.cli.console import out
 from mlops_assets.errors import MlopsError
 from mlops_assets.home import ensure_home, open_instance
+from mlops_assets.pipeline import PipelineElsewhere, find_pipeline, pipeline_folders
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,8 +30,6 @@ def status(
     Example: [bold]mlops status[/bold]
     """
     here = ensure_home()
-    from mlops_assets.pipeline import find_pipeline, pipeline_folders
-
     folders = [find_pipeline(name).folder] if name else pipeline_folders()
     if not folders:
         out.print("no pipelines yet; `mlops new NAME` writes one")
@@ -62,6 +61,8 @@ def _answering(version: int | None) -> str:
 
 def _state(now: Assessment | MlopsError, running: dg.DagsterRun | None) -> tuple[str, str]:
     """The data's commit, and what is stale."""
+    if isinstance(now, PipelineElsewhere):
+        return "", f"elsewhere: code location '{now.location}' has it"
     if isinstance(now, MlopsError):
         return "", f"[red]{escape(str(now))}[/red]"
     commit = f"{now.head.commit.id[:8]}\n{escape(now.head.commit.message)}"

@@ -228,14 +228,14 @@ def close_orphans(here: Settings) -> list[str]:
     """End the runs whose process died with a predecessor, in Dagster and in MLflow; returns a line for each."""
     from mlops_assets.sensors.run_status import (
         ReconcileFailed,
-        close_abandoned_runs,
         close_dead_runs,
+        close_lost_runs,
         close_mlflow_runs,
     )
     from mlops_assets.tracking.store import may_have_open_runs
 
     with open_instance(here) as instance:
-        closed = [*close_dead_runs(instance, here, {}), *close_abandoned_runs(instance, here)]
+        closed = close_dead_runs(instance, here, {}) + close_lost_runs(instance, here, {}, grace=0)
     lines = [f"closed Dagster run {run_id[:8]}: its process is gone" for run_id in closed]
     if closed if here.mlflow_tracking_uri else may_have_open_runs(here.home):
         try:

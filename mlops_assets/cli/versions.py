@@ -15,7 +15,7 @@ from rich.table import Table
 from mlops_assets.cli.console import out, progress_bar
 from mlops_assets.cli.data import PipelineName, existing
 from mlops_assets.home import ensure_home
-from mlops_assets.pipeline import find_pipeline
+from mlops_assets.pipeline import own_pipeline
 
 if TYPE_CHECKING:
     from mlops_assets.oxen.growth import Size
@@ -26,7 +26,7 @@ HOUR: Final = 3600.0
 
 def branches(name: PipelineName) -> None:
     """List the branches, each with its newest commit and how it stands to main."""
-    pipeline, repository = existing(find_pipeline(name), ensure_home())
+    pipeline, repository = existing(own_pipeline(name), ensure_home())
     table = Table("branch", "commit", "when (UTC)", "ahead", "behind", "message")
     for one in repository.branches():
         followed = " (followed)" if one.name == pipeline.spec.data.branch else ""
@@ -47,7 +47,7 @@ def branch(
     ] = False,
 ) -> None:
     """Create a branch, or delete one; `branch:` in defs.yaml says which one a pipeline follows."""
-    _, repository = existing(find_pipeline(name), ensure_home())
+    _, repository = existing(own_pipeline(name), ensure_home())
     if delete:
         repository.delete_branch(new, force=force)
         out.print(f"deleted branch {new}", markup=False)
@@ -63,7 +63,7 @@ def merge(
     message: Annotated[str, typer.Option("--message", "-m", help="Of the new commit, if there is one.")] = "",
 ) -> None:
     """Merge a branch into another; a file that both have changed is a conflict, and then nothing is changed."""
-    _, repository = existing(find_pipeline(name), ensure_home())
+    _, repository = existing(own_pipeline(name), ensure_home())
     made = repository.merge(source, into, message)
     if made is None:
         out.print(f"nothing to merge: {into} has all of {source} already", markup=False)
@@ -83,7 +83,7 @@ def fsck(
 ) -> None:
     """Read and hash everything that is committed; exits with 1 when something is damaged."""
     here = ensure_home()
-    _, repository = existing(find_pipeline(name), here)
+    _, repository = existing(own_pipeline(name), here)
     with progress_bar("reading") as tell:
         found = repository.fsck(history=history, progress=tell)
     if heal and not found.sound:
@@ -105,7 +105,7 @@ def fsck(
 
 def growth(name: PipelineName) -> None:
     """Tell what the repository takes on disk, per commit too, and what of it no branch needs."""
-    _, repository = existing(find_pipeline(name), ensure_home())
+    _, repository = existing(own_pipeline(name), ensure_home())
     found = repository.growth()
     table = Table("part", "files", "size", "what it is")
     for part, size, what in (
@@ -126,7 +126,7 @@ def cleanup(
     hours: Annotated[float, typer.Option(min=0, help="What was written in the last so many hours stays.")] = 24.0,
 ) -> None:
     """Remove what killed writers left, and contents that no branch refers to."""
-    _, repository = existing(find_pipeline(name), ensure_home())
+    _, repository = existing(own_pipeline(name), ensure_home())
     with out.status("looking for what nobody needs ..."):
         done = repository.cleanup(hours * HOUR)
     parts = {

@@ -23,9 +23,14 @@ def _variable(name: str) -> str:
 
 
 def _address(url: str) -> str:
-    if url and (urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).hostname):
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # which quotes what it does not understand, and that may be a password
+        raise ValueError("this is no address; look at its host and its port") from None
+    if url and not usable:
         raise ValueError("an address that begins with https:// or http:// is needed")
-    if urlsplit(url).username:
+    if "@" in parts.netloc:
         raise ValueError("user and password do not belong into an address; put them into the variable of `token`")
     return url
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mlops_assets.errors import MlopsError
+from mlops_assets.pipeline import PipelineElsewhere
 from mlops_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def take(here: Settings, instance: dg.DagsterInstance, folders: Sequence[Path]) 
     served = served_versions(here)
     found = overviews(folders, here, instance)
     ended = _ends(instance, [one.last_run.run_id for one in found if one.last_run])
-    rows = [_row(one, here, folder, served or {}, ended) for one, folder in zip(found, folders, strict=True)]
+    rows = [_row(one, here, served or {}, ended) for one in found]
     return Picture(datetime.now(UTC), served is not None, rows)
 
 
@@ -101,9 +102,7 @@ def _ends(instance: dg.DagsterInstance, runs: Sequence[str]) -> dict[str, dateti
     return {one.dagster_run.run_id: datetime.fromtimestamp(one.end_time, UTC) for one in records if one.end_time}
 
 
-def _row(
-    one: Overview, here: Settings, folder: Path, served: Mapping[str, int | None], ended: Mapping[str, datetime]
-) -> Row:
+def _row(one: Overview, here: Settings, served: Mapping[str, int | None], ended: Mapping[str, datetime]) -> Row:
     champion, damage = _champion(one, here)
     run = one.last_run
     row = Row(
@@ -114,9 +113,8 @@ def _row(
         run=Run(run.run_id, run.status.value, ended.get(run.run_id)) if run else None,
     )
     if isinstance(one.now, MlopsError):
-        elsewhere = _location(folder)
-        if elsewhere and elsewhere != here.location:
-            return replace(row, state="elsewhere", reasons=[f"code location '{elsewhere}' has it"])
+        if isinstance(one.now, PipelineElsewhere):
+            return replace(row, state="elsewhere", reasons=[f"code location '{one.now.location}' has it"])
         return replace(row, reasons=[*damage, str(one.now)])
     plan, commit = one.now.plan, one.now.head.commit
     state: State = "up to date"
@@ -154,12 +152,3 @@ def _champion(one: Overview, here: Settings) -> tuple[Champion | None, list[str]
         damage = [str(error)]
     figures = (facts.accuracy, facts.accuracy_lower, facts.accuracy_upper)
     return Champion(facts.version, *figures, facts.rows, since), damage
-
-
-def _location(folder: Path) -> str:
-    from mlops_assets.pipeline import Pipeline
-
-    try:
-        return Pipeline.load(folder).spec.location
-    except MlopsError:
-        return ""  # what is wrong with it is told anyway

@@ -17,10 +17,18 @@ from mlops_assets.tracking.store import may_have_open_runs
 GRACE_SECONDS: Final = 30.0
 """How long a run whose steps are processes of their own must go unheld: between two steps nobody holds it."""
 
+LOST_SECONDS: Final = 45.0
+"""How long a run that holds nothing must be unknown to its code server: launching it takes a while."""
+
+ANSWER_SECONDS: Final = 5
+"""How long a code server may take to say whether it has a run."""
+
 RETRY_SECONDS: Final = 60.0
 """How long to wait for an MLflow server that does not answer."""
 
 ENDED: Final = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+
+LAUNCHED: Final = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 
 STEP_PROCESSES: Final = {dg.DagsterEventType.STEP_WORKER_STARTING, dg.DagsterEventType.STEP_WORKER_STARTED}
 
@@ -58,20 +66,41 @@ def close_dead_runs(instance: dg.DagsterInstance, here: Settings, free_since: di
     return closed
 
 
-def close_abandoned_runs(instance: dg.DagsterInstance, here: Settings) -> list[str]:
-    """End the runs that died so early that they held nothing, and whose code server is gone with them.
+def close_lost_runs(
+    instance: dg.DagsterInstance, here: Settings, lost_since: dict[str, float], grace: float = LOST_SECONDS
+) -> list[str]:
+    """End the runs of this code location that died so early that they held nothing, and their code server with them.
 
-    Only for the moments before services start and after they stopped: one that is merely slow must not look gone.
+    Of one whose process alone died the code server tells; one that is merely slow the code server has.
+
+    Args:
+        instance: The Dagster instance.
+        here: The settings, for the home and the code location.
+        lost_since: When a run was first seen lost, in seconds since the epoch; brought up to date.
+        grace: For how many seconds a run must be lost; 0 while no service runs that could be launching it.
 
     Returns:
         The ids of the runs that were closed.
     """
-    statuses = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
-    runs = instance.get_runs(dg.RunsFilter(statuses=statuses))
-    abandoned = [run for run in runs if not liveness.is_known(here.home, run.run_id) and _is_without_server(run)]
-    for run in abandoned:
-        _close(instance, run)
-    return [run.run_id for run in abandoned]
+    now = time.time()
+    closed, waiting = [], {}
+    for run in instance.get_runs(dg.RunsFilter(statuses=LAUNCHED)):
+        origin = run.remote_job_origin
+        if origin is None or origin.location_name != here.location:  # another host's, whose home tells of it
+            continue
+        if liveness.is_known(here.home, run.run_id) or _has_server(run):
+            continue
+        since = lost_since.get(run.run_id, now)
+        if now - since < grace:
+            waiting[run.run_id] = since
+            continue
+        again = instance.get_run_by_id(run.run_id)  # it may have gone on while its server was asked
+        if again and not again.is_finished and not liveness.is_known(here.home, run.run_id):
+            _close(instance, again)
+            closed.append(run.run_id)
+    lost_since.clear()
+    lost_since.update(waiting)
+    return closed
 
 
 def close_mlflow_runs() -> list[str]:
@@ -101,8 +130,9 @@ def build_run_status() -> dg.SensorDefinition:
     )
     def run_status(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         here, instance = settings(), instance_of(context)
-        seen: dict[str, Any] = {"free": {}, "ended": 0.0, "retry": 0.0} | json.loads(context.cursor or "{}")
-        told = [f"closed Dagster run {run_id[:8]}" for run_id in close_dead_runs(instance, here, seen["free"])]
+        seen: dict[str, Any] = {"free": {}, "lost": {}, "ended": 0.0, "retry": 0.0} | json.loads(context.cursor or "{}")
+        closed = close_dead_runs(instance, here, seen["free"]) + close_lost_runs(instance, here, seen["lost"])
+        told = [f"closed Dagster run {run_id[:8]}" for run_id in closed]
         ended = _last_end(instance)
         # Once after each run's end: a run that MLflow shows as open beside that is under way, or not Dagster's.
         if ended != seen["ended"] and time.time() >= seen["retry"]:
@@ -132,18 +162,22 @@ def _last_end(instance: dg.DagsterInstance) -> float:
     return records[0].update_timestamp.timestamp() if records else 0.0
 
 
-def _is_without_server(run: dg.DagsterRun) -> bool:
-    """Whether the run was launched by a code server that does not answer any more."""
+def _has_server(run: dg.DagsterRun) -> bool:
+    """Whether the code server that was told to launch the run is there and has its process."""
     from dagster._core.errors import DagsterUserCodeUnreachableError
     from dagster._core.storage.tags import GRPC_INFO_TAG
     from dagster._grpc.client import DagsterGrpcClient
+    from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
+    from dagster._serdes import deserialize_value
 
     if GRPC_INFO_TAG not in run.tags:
         return False
     server = json.loads(run.tags[GRPC_INFO_TAG])
-    client = DagsterGrpcClient(host=server.get("host"), port=server.get("port"), socket=server.get("socket"))
+    client = DagsterGrpcClient(
+        port=server.get("port"), socket=server.get("socket"), host=server["host"], use_ssl=server.get("use_ssl", False)
+    )
     try:
-        client.ping("")
+        told = client.can_cancel_execution(CanCancelExecutionRequest(run_id=run.run_id), timeout=ANSWER_SECONDS)
     except DagsterUserCodeUnreachableError:
-        return True
-    return False
+        return False
+    return deserialize_value(told, CanCancelExecutionResult).can_cancel

@@ -42,39 +42,37 @@ def check(result: dg.ExecuteInProcessResult) -> dg.AssetCheckEvaluation:
     return evaluation
 
 
-def test_files_that_arrive_are_scored_by_the_champion(loop: Loop) -> None:
-    loop.commit(samples.iris())
-    loop.settle()
+def test_files_that_arrive_are_scored_by_the_champion(settled: Loop) -> None:
 
-    assert materialize(loop).success
-    assert told(loop)["outcome"] == "there is no file to score"
-    assert told(loop)["committed"] is False
+    assert materialize(settled).success
+    assert told(settled)["outcome"] == "there is no file to score"
+    assert told(settled)["committed"] is False
 
     bad = FLOWERS.with_columns(sepal_length=pl.when(pl.col("id") == 3).then(-1.0).otherwise("sepal_length"))
     files = {"incoming/new.csv": FLOWERS.write_csv().encode(), "incoming/bad.csv": bad.write_csv().encode()}
-    loop.repository.commit("arrived", files=files)
-    result = materialize(loop)
+    settled.repository.commit("arrived", files=files)
+    result = materialize(settled)
 
     assert result.success
     assert not check(result).passed
     assert str(check(result).description).startswith("incoming/bad.csv, row 3, column 'sepal_length': -1.0 is refused")
-    found = told(loop)
+    found = told(settled)
     assert found["outcome"] == (
         "of 2 inputs 1 scored, 0 taken from the store, 1 refused, 0 known already; 0 predictions removed"
     )
     assert (found["version"], found["dagster/row_count"], found["files"]) == (1, FLOWERS.height, 2)
-    head = loop.repository.resolve("main")
+    head = settled.repository.resolve("main")
     assert found["oxen commit"] == head
-    (entry,) = loop.repository.entries("predictions/new.csv.parquet", head)
-    scored = pl.read_parquet(loop.repository.read(entry))
+    (entry,) = settled.repository.entries("predictions/new.csv.parquet", head)
+    scored = pl.read_parquet(settled.repository.read(entry))
     right = (scored["label"] == samples.iris()["species"].cast(pl.String)).mean()
     assert isinstance(right, float)
     assert right > 0.9
 
-    assert materialize(loop).success
-    assert told(loop)["skipped files"] == 2
-    assert loop.repository.resolve("main") == head
-    assert loop.tick() == "nothing is stale", "predictions are no data of the pipeline"
+    assert materialize(settled).success
+    assert told(settled)["skipped files"] == 2
+    assert settled.repository.resolve("main") == head
+    assert settled.tick() == "nothing is stale", "predictions are no data of the pipeline"
 
 
 def test_without_a_champion_the_run_says_so(loop: Loop) -> None:

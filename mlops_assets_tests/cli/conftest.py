@@ -3,9 +3,11 @@
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import NamedTuple
 
 import pytest
+import typer.main
 
 from mlops_assets.cli import console, main
 
@@ -20,9 +22,13 @@ class Ended(NamedTuple):
 
 Mlops = Callable[..., Ended]
 
+_made_once = cache(typer.main.get_command)
+"""Typer makes all commands anew at each call, which takes longer than most commands."""
+
 
 @pytest.fixture
 def mlops(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Mlops]:
+    monkeypatch.setattr(typer.main, "get_command", _made_once)
     for each in (console.out, console.err):
         monkeypatch.setattr(each, "_width", 200)  # made when first imported, with the terminal's width of then
     with socket.socket() as taken:  # bound, but not listening: connections are refused

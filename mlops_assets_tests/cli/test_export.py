@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ import pytest
 
 from mlops_assets.assets.content import content
 from mlops_assets.cli.export import _lighter
-from mlops_assets.data import samples
 from mlops_assets.deploy.quantize import QuantizationRefused
 from mlops_assets.fingerprint import Recipe
 from mlops_assets.home import ensure_home
@@ -21,8 +19,7 @@ from mlops_assets.serving.slot import Slot
 from mlops_assets.settings import Settings, settings
 from mlops_assets.store import EntryMissing, Store
 from mlops_assets_tests.cli.conftest import Mlops
-from mlops_assets_tests.loop import Loop, looping
-from mlops_assets_tests.mlflow_fixtures import close_stores
+from mlops_assets_tests.loop import Loop
 from mlops_assets_tests.serving.made import loaded, publish_images
 
 DIGITS = find_pipeline("digits")
@@ -88,22 +85,12 @@ def test_what_cannot_be_exported_is_one_sentence(
     assert not (tmp_path / "bundle").exists()
 
 
-@pytest.fixture
-def digits(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loop]:
-    """The digits pipeline with a champion."""
-    monkeypatch.setenv("DAGSTER_HOME", str(home / "dagster"))
-    with looping(ensure_home(settings()), tmp_path / "defs" / "digits", epochs=12) as loop:
-        loop.repository.init()
-        loop.repository.commit("digits", files={f"scans/{path}": data for path, data in samples.digits().items()})
-        loop.settle()
-        yield loop
-    close_stores()
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:(Parameter|Function) `(execution_type|observable_source_asset):dagster.BetaWarning")
 @pytest.mark.filterwarnings("ignore:Property `OpDefinition.version`:DeprecationWarning")  # Dagster's own use of it
 def test_a_champion_becomes_bundles(digits: Loop, mlops: Mlops, tmp_path: Path) -> None:
+    digits.edit("defs.yaml", "epochs: 3", "epochs: 12")
+    digits.settle()
     plain = tmp_path / "plain"
     ended = mlops("export", "digits", "--out", plain)
     assert (ended.code, ended.err) == (0, "")

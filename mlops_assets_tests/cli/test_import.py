@@ -18,7 +18,8 @@ from mlops_assets.intake import commit
 from mlops_assets.oxen.repository import Repository
 from mlops_assets.pipeline import Pipeline
 from mlops_assets.settings import Settings, settings
-from mlops_assets.spec import SourceSpec, load_spec
+from mlops_assets.spec import SourceSpec
+from mlops_assets.spec_file import load_spec
 from mlops_assets_tests.cli.conftest import Ended, Mlops
 from mlops_assets_tests.cli.pipelines import defs, here
 from mlops_assets_tests.data.test_download import serving

@@ -31,9 +31,7 @@ def test_what_would_be_ignored_is_refused(mlops: Mlops, mine: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:(Parameter|Function) `(execution_type|observable_source_asset):dagster.BetaWarning")
 @pytest.mark.filterwarnings("ignore:Property `OpDefinition.version`:DeprecationWarning")
-def test_the_predictions_of_a_file_replace_no_file(loop: Loop, mlops: Mlops, mine: Path) -> None:
-    loop.commit(samples.iris())
-    loop.settle()
+def test_the_predictions_of_a_file_replace_no_file(settled: Loop, mlops: Mlops, mine: Path) -> None:
     before, other, target = mine.read_bytes(), mine.with_name("other.txt"), mine.with_name("scored.parquet")
     other.write_text("theirs")
     link = mine.with_name("link.parquet")

@@ -14,7 +14,6 @@ import pytest
 
 from mlops_assets.assessment import Assessment
 from mlops_assets.cli import store as command
-from mlops_assets.data import samples
 from mlops_assets.execution import execute, wanted_stages
 from mlops_assets.fingerprint import Recipe
 from mlops_assets.home import ensure_home, open_instance
@@ -278,11 +277,9 @@ def cut(folder: Path) -> None:
 # Observable source assets are beta in Dagster 1.13; `dg.load_from_defs_folder` silences the same warnings.
 @pytest.mark.filterwarnings("ignore:(Parameter|Function) `(execution_type|observable_source_asset):dagster.BetaWarning")
 @pytest.mark.filterwarnings("ignore:Property `OpDefinition.version`:DeprecationWarning")
-def test_whatever_is_damaged_is_whole_again_after_a_repair_and_a_run(loop: Loop, mlops: Mlops) -> None:
-    loop.commit(samples.iris())
-    loop.settle()
-    store = Store(loop.here.store_url)
-    before = read_state(loop.instance, "iris")
+def test_whatever_is_damaged_is_whole_again_after_a_repair_and_a_run(settled: Loop, mlops: Mlops) -> None:
+    store = Store(settled.here.store_url)
+    before = read_state(settled.instance, "iris")
     whole = digests(store)
     assert {asset for asset, _ in whole} == {f"iris/{kind}" for kind in KINDS}
 
@@ -294,17 +291,17 @@ def test_whatever_is_damaged_is_whole_again_after_a_repair_and_a_run(loop: Loop,
         damage(kind, how)
         assert mlops("store", "verify", "--repair").code == 0, kind
         assert len(digests(store)) < len(KINDS), kind
-        run(loop, store)
+        run(settled, store)
         assert digests(store) == whole, kind
         assert mlops("store", "verify").code == 0, kind
-    loop.edit("defs.yaml", "n > 0.75", "n > 0.76")
-    assert loop.settle() == ["champion"], "the gate finds the predictions that it decides on"
+    settled.edit("defs.yaml", "n > 0.75", "n > 0.76")
+    assert settled.settle() == ["champion"], "the gate finds the predictions that it decides on"
     for kind, how in zip(KINDS, cycle([cut, flip]), strict=False):
         damage(kind, how)
     assert mlops("store", "verify", "--repair").code == 0
-    run(loop, store)
+    run(settled, store)
     assert digests(store) == whole
-    after = read_state(loop.instance, "iris")
+    after = read_state(settled.instance, "iris")
     assert {stage: after[stage].digest for stage in STAGES} == {stage: before[stage].digest for stage in STAGES}
 
 

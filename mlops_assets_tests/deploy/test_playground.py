@@ -43,7 +43,7 @@ class Playground:
     def answers(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()
         try:
-            return httpx.get(self.url, timeout=5).status_code == 200
+            return httpx.get(self.url, timeout=5, verify=False).status_code == 200
         except httpx.HTTPError:
             return False
 

@@ -65,6 +65,13 @@ def built(home: Path, folder: Path, version: int = 1, **changed: object) -> Path
     return folder
 
 
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Version 1 as a Space: a second's work, which nobody changes."""
+    place = tmp_path_factory.mktemp("first")
+    return built(place / "home", place / "space")
+
+
 def pushing(hub: Hub, folder: Path, token: str = TOKEN, space: str = "me/flowers") -> "subprocess.Popen[str]":
     environment = os.environ | {
         "HF_ENDPOINT": hub.url,
@@ -190,9 +197,7 @@ def closure(names: set[str]) -> set[str]:
 
 
 @pytest.mark.slow
-def test_a_push_is_one_commit_and_the_next_only_what_changed(space: Hub, tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    first = built(home, tmp_path / "first")
+def test_a_push_is_one_commit_and_the_next_only_what_changed(space: Hub, first: Path, tmp_path: Path) -> None:
     space.files["ours.md"] = b"not of a push"
     code, said = pushed(space, first)
     assert code == 0, said
@@ -208,7 +213,7 @@ def test_a_push_is_one_commit_and_the_next_only_what_changed(space: Hub, tmp_pat
     assert len(space.commits) == 1
 
     sources = {name: text for name, text in table_contract()[0].sources.items() if name != "flowers/schema.py"}
-    second = built(home, tmp_path / "second", 2, sources=sources)
+    second = built(tmp_path / "home", tmp_path / "second", 2, sources=sources)
     code, said = pushed(space, second)
     assert code == 0, said
     assert space.commits == ["flowers, version 1", "flowers, version 2"]
@@ -219,11 +224,10 @@ def test_a_push_is_one_commit_and_the_next_only_what_changed(space: Hub, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_push_that_is_killed_leaves_the_space_as_it_was(space: Hub, tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    assert pushed(space, built(home, tmp_path / "first"))[0] == 0
+def test_a_push_that_is_killed_leaves_the_space_as_it_was(space: Hub, first: Path, tmp_path: Path) -> None:
+    assert pushed(space, first)[0] == 0
     before = dict(space.files)
-    second = built(home, tmp_path / "second", 2)
+    second = built(tmp_path / "home", tmp_path / "second", 2)
     space.hold.clear()
     space.committing.clear()
     process = pushing(space, second)
@@ -248,10 +252,10 @@ def test_a_push_that_is_killed_leaves_the_space_as_it_was(space: Hub, tmp_path: 
     ],
 )
 def test_what_the_hub_refuses_is_one_sentence(
-    space: Hub, tmp_path: Path, *, fail: dict[str, int], token: str, name: str, sentence: str
+    space: Hub, first: Path, *, fail: dict[str, int], token: str, name: str, sentence: str
 ) -> None:
     space.fail = fail
-    code, said = pushed(space, built(tmp_path / "home", tmp_path / "space"), token, name)
+    code, said = pushed(space, first, token, name)
     assert code == 1
     assert sentence in said
     assert "\n" not in said
@@ -260,14 +264,13 @@ def test_what_the_hub_refuses_is_one_sentence(
 
 
 @pytest.mark.slow
-def test_a_hub_that_is_not_there_is_one_sentence(space: Hub, tmp_path: Path) -> None:
+def test_a_hub_that_is_not_there_is_one_sentence(first: Path) -> None:
     (nowhere := Hub()).url = "http://127.0.0.1:9"
-    code, said = pushed(nowhere, built(tmp_path / "home", tmp_path / "space"))
+    code, said = pushed(nowhere, first)
     assert (code, said.partition(" (")[0]) == (1, "Hugging Face cannot be reached")
 
 
-def test_a_package_that_is_missing_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = built(tmp_path / "home", tmp_path / "space")
+def test_a_package_that_is_missing_is_one_sentence(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub.errors", None)
     with pytest.raises(SpaceError, match="huggingface_hub is not installed"):
-        push(folder, "me/flowers", TOKEN)
+        push(first, "me/flowers", TOKEN)

@@ -159,7 +159,7 @@ def test_a_run_whose_process_is_gone(look: Examination, started: list["subproces
             "runs",
             "problem",
             f"run {run.run_id[:8]} of iris is started, and its process is gone",
-            "`mlops run iris`, or `mlops up`, closes it",
+            f"`mlops run iris`, or wait: {processes.CLOSER}",
         )
     ]
 
@@ -171,7 +171,7 @@ def test_a_run_that_nobody_ever_held(look: Examination, monkeypatch: pytest.Monk
     assert [one.result for one in processes.runs(look)] == ["ok"], "its process is about to take it"
     monkeypatch.setattr(processes, "STARTING_SECONDS", -1.0)
     (found,) = processes.runs(look)
-    assert (found.result, found.fix) == ("warning", "`mlops up` closes it")
+    assert (found.result, found.fix) == ("warning", processes.CLOSER)
     assert found.found == f"run {run.run_id[:8]} of iris is starting, and no process of it is known"
 
 
@@ -202,7 +202,7 @@ def test_mlflow_runs_beside_ended_runs(look: Examination, tracking: Tracking) ->
         f"run {run_id[:8]} of iris is RUNNING, but Dagster's run {ended.run_id[:8]} has ended"
         for run_id in (trained, parent)
     }
-    assert found[0].fix == "`mlops run iris`, or `mlops up`, closes it"
+    assert found[0].fix == f"`mlops run iris`, or wait: {processes.CLOSER}"
     for run_id in (trained, parent):
         client.set_terminated(run_id, "KILLED")
     assert [one.found for one in processes.mlflow_runs(look)] == ["2 open"]

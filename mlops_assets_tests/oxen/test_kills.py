@@ -19,7 +19,7 @@ from mlops_assets.oxen.tree import Entry
 
 ROOT = Path(__file__).parents[2]
 SEED = int(os.environ.get("MLOPS_TEST_SEED", random.randrange(10**6)))
-KILLS = 48
+KILLS = 32
 FILES_PER_STEP = 14  # that the writer gives at once, and salts
 
 # Each line "done <branch> <commit>" acknowledges what a branch has from then on. New directories are made in two steps

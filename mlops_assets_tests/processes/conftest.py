@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from mlops_assets.data import samples
+from mlops_assets_tests.loop import prepare
 from mlops_assets_tests.mlflow_fixtures import close_stores
-from mlops_assets_tests.processes.project import EPOCHS, Project, copy_package
+from mlops_assets_tests.processes.project import Project, copy_package, shorten
+from mlops_assets_tests.templates import made_once
 
 
 @pytest.fixture
@@ -29,15 +32,23 @@ def project(store_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "MLOPS_GRPC_PORT": str(grpc_port),
     }
     made = Project(root, home, environment)
-    made.edit("defs.yaml", "epochs: 200", f"epochs: {EPOCHS}")
-    made.edit("model.py", "from torch import nn", "import pathlib, time\nfrom torch import nn")
-    wait = f"    while pathlib.Path({str(made.gate)!r}).exists():\n        time.sleep(0.05)\n"
-    made.edit("model.py", "    return MLP(", f"{wait}    return MLP(")
+    shorten(made.pipeline)
     try:
         yield made
     finally:
         made.end()
         close_stores()
+
+
+@pytest.fixture
+def trained(tmp_path_factory: pytest.TempPathFactory, project: Project) -> Project:
+    """A project with a champion, in which nothing is stale."""
+    files = {"iris.csv": samples.iris().write_csv().encode()}
+    template = made_once(
+        tmp_path_factory, "project", lambda place: prepare(place, "iris", files, epochs=200, change=shorten)
+    )
+    shutil.copytree(template / "home", project.home, dirs_exist_ok=True)
+    return project
 
 
 def free_ports(count: int) -> list[int]:

@@ -33,6 +33,10 @@ from mlops_assets.tracking.runs import Tracking
 T = TypeVar("T")
 
 EPOCHS = 20
+WAIT = """\
+    while pathlib.Path(os.environ["MLOPS_HOME"]).with_name("hold").exists():
+        time.sleep(0.05)
+"""
 
 
 @dataclass
@@ -63,7 +67,7 @@ class Project:
 
     @property
     def gate(self) -> Path:
-        return self.root / "hold"
+        return self.home.with_name("hold")
 
     @property
     def output(self) -> Path:
@@ -75,12 +79,7 @@ class Project:
         self.repository.commit(message, files={"iris.csv": table.write_csv().encode()})
 
     def edit(self, file: str, old: str, new: str) -> None:
-        path = self.pipeline / file
-        text = path.read_text()
-        assert old in text, f"{old!r} is not in {file}"
-        aside = path.with_name(f".{file}.part")
-        aside.write_text(text.replace(old, new))
-        aside.replace(path)
+        replace(self.pipeline / file, old, new)
 
     def hold_trainings(self) -> None:
         """Let every training wait, in the middle of its MLflow run, until `release_trainings`; no source changes."""
@@ -121,7 +120,7 @@ class Project:
 
     def serves(self, version: int) -> bool:
         """Whether the model server answers with a version of iris."""
-        told = httpx.get(f"{self.serve_url}/health", timeout=5, trust_env=False).json()
+        told = httpx.get(f"{self.serve_url}/health", timeout=5, trust_env=False, verify=False).json()
         return told["pipelines"].get("iris", {}).get("version") == version
 
     def up(self) -> "subprocess.Popen[bytes]":
@@ -265,15 +264,34 @@ def script(name: str) -> str:
 
 def is_answering(url: str) -> bool:
     try:
-        return httpx.get(url, timeout=5, trust_env=False).is_success
+        return httpx.get(url, timeout=5, trust_env=False, verify=False).is_success  # else it reads certificates: 20 ms
     except httpx.HTTPError:
         return False
 
 
+def shorten(folder: Path) -> None:
+    """Train the pipeline briefly, and not before `hold` beside the home is gone."""
+    for file, old, new in (
+        ("defs.yaml", "epochs: 200", f"epochs: {EPOCHS}"),
+        ("model.py", "from torch import nn", "import os, pathlib, time\nfrom torch import nn"),
+        ("model.py", "    return MLP(", f"{WAIT}    return MLP("),
+    ):
+        replace(folder / file, old, new)
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    """Edit a file as editors do: whoever reads it meanwhile sees all of it, before or after."""
+    text = path.read_text()
+    assert old in text, f"{old!r} is not in {path}"
+    aside = path.with_name(f".{path.name}.part")
+    aside.write_text(text.replace(old, new))
+    aside.replace(path)
+
+
 def copy_package(root: Path) -> None:
-    """The package and its project files, without what Python compiled."""
+    """The package and its project files, but for what another process is compiling right now."""
     root.mkdir()
-    shutil.copytree(PACKAGE_ROOT, root / "mlops_assets", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(PACKAGE_ROOT, root / "mlops_assets", ignore=shutil.ignore_patterns("*.pyc.*"))
     for name in ("pyproject.toml", "workspace.yaml"):
         shutil.copyfile(PACKAGE_ROOT.parent / name, root / name)
 

@@ -1,4 +1,7 @@
-"""Which runs are called dead: those that a process held, and that none holds any more."""
+"""Which runs are called dead: those that a process held and none holds any more, and those that nobody has.
+
+`test_lost_runs.py` asks a code server that has a run, and one that has lost it.
+"""
 
 import json
 import os
@@ -12,11 +15,12 @@ from pathlib import Path
 import dagster as dg
 import pytest
 from dagster._core.events import EngineEventData
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 from dagster._core.storage.tags import GRPC_INFO_TAG
 
 from mlops_assets import liveness
 from mlops_assets.home import ensure_home, open_instance
-from mlops_assets.sensors.run_status import close_abandoned_runs, close_dead_runs
+from mlops_assets.sensors.run_status import LOST_SECONDS, close_dead_runs, close_lost_runs
 from mlops_assets.settings import settings
 
 HOLDER = """
@@ -50,7 +54,7 @@ def kill(*processes: "subprocess.Popen[bytes]") -> None:
 
 
 @pytest.fixture
-def instance() -> Iterator[dg.DagsterInstance]:
+def instance(home: Path) -> Iterator[dg.DagsterInstance]:
     with open_instance(ensure_home()) as made:
         yield made
 
@@ -111,17 +115,50 @@ def test_a_run_between_two_step_processes_is_not_dead_yet(instance: dg.DagsterIn
     assert close_dead_runs(instance, here, free) == [run.run_id]
 
 
-def test_a_run_that_died_before_it_held_anything_is_closed_when_its_server_is_gone(
+def launched(
+    instance: dg.DagsterInstance, status: str = "STARTED", *, at: str = "mlops_assets", **server: object
+) -> dg.DagsterRun:
+    """A run that the code server of a code location was told to launch."""
+    origin = RemoteJobOrigin(RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(at), "all"), idle.name)
+    tags = {GRPC_INFO_TAG: json.dumps({"host": "localhost", **server})} if server else {}
+    return instance.create_run_for_job(idle, status=dg.DagsterRunStatus(status), tags=tags, remote_job_origin=origin)
+
+
+def test_runs_that_died_with_their_server_before_they_held_anything(
     instance: dg.DagsterInstance, tmp_path: Path
 ) -> None:
-    gone = {GRPC_INFO_TAG: json.dumps({"host": "localhost", "socket": str(tmp_path / "gone")})}
-    started = dg.DagsterRunStatus.STARTED
-    lost = instance.create_run_for_job(idle, status=started, tags=gone)
-    elsewhere = instance.create_run_for_job(idle, status=started)
-    held = instance.create_run_for_job(idle, status=started, tags=gone)
-    process = holder(settings().home, held.run_id)
+    here, gone = settings(), str(tmp_path / "gone")
+    statuses = {"STARTING": "FAILURE", "STARTED": "FAILURE", "CANCELING": "CANCELED"}
+    lost = {launched(instance, before, socket=gone).run_id: after for before, after in statuses.items()}
+    lost[launched(instance, "STARTING").run_id] = "FAILURE"  # its daemon died before it told any server
+    held = launched(instance, socket=gone)
+    others = [
+        held,
+        launched(instance, "QUEUED", socket=gone),
+        launched(instance, at="gpu", socket=gone),
+        instance.create_run_for_job(idle, status=dg.DagsterRunStatus.STARTED),  # of a command, in its own process
+    ]
+    process = holder(here.home, held.run_id)
     try:
-        assert close_abandoned_runs(instance, settings()) == [lost.run_id]
+        since: dict[str, float] = {}
+        assert close_lost_runs(instance, here, since) == [], "its server may be about to come back"
+        assert set(since) == set(lost)
+        for run_id in since:
+            since[run_id] -= LOST_SECONDS
+        assert set(close_lost_runs(instance, here, since)) == set(lost)
     finally:
         kill(process)
-    assert instance.get_run_by_id(elsewhere.run_id).status == started
+    assert since == {}
+    assert {run_id: status_of(instance, run_id) for run_id in lost} == lost
+    assert {status_of(instance, run.run_id) for run in others} == {"STARTED", "QUEUED"}
+
+
+def test_a_lost_run_is_given_no_time_before_services_start(instance: dg.DagsterInstance, tmp_path: Path) -> None:
+    run = launched(instance, socket=str(tmp_path / "gone"))
+    assert close_lost_runs(instance, settings(), {}, grace=0) == [run.run_id]
+
+
+def status_of(instance: dg.DagsterInstance, run_id: str) -> str:
+    run = instance.get_run_by_id(run_id)
+    assert run is not None
+    return run.status.value

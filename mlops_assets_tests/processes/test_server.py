@@ -30,6 +30,7 @@ def test_multiprocess_steps_log_to_a_server_and_killed_runs_are_closed_there(
     project.environment |= {"MLFLOW_TRACKING_URI": uri}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     project.commit(samples.iris())
+    project.environment["MLOPS_EXECUTOR"] = "multiprocess"
     daemon = start_daemon(project)
     project.wait_for(project.champion, "the champion", 120)
     ended = [("parent", "FINISHED"), ("model", "FINISHED")]
@@ -37,6 +38,7 @@ def test_multiprocess_steps_log_to_a_server_and_killed_runs_are_closed_there(
     assert set(project.made().values()) == {1}
     send(daemon, signal.SIGTERM)
 
+    project.environment["MLOPS_EXECUTOR"] = "in_process"
     project.hold_trainings()
     project.commit(samples.iris_uci())
     run = project.start(script("mlops"), "run", "iris")
@@ -61,9 +63,8 @@ def test_multiprocess_steps_log_to_a_server_and_killed_runs_are_closed_there(
 
 
 def start_daemon(project: Project) -> "subprocess.Popen[bytes]":
-    """Sensors, queue and code server alone; each step is a process."""
+    """Sensors, queue and code server alone."""
     return project.start(
         *(sys.executable, "-m", "dagster._daemon", "run", "-w", "workspace.yaml", "--log-level", "warning"),
-        MLOPS_EXECUTOR="multiprocess",
         DAGSTER_HOME=str(project.home / "dagster"),
     )

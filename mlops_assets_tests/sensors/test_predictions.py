@@ -46,67 +46,61 @@ def outputs(loop: Loop) -> list[str]:
     return [entry.path for entry in found if entry.path.endswith(".parquet")]
 
 
-def test_what_comes_back_is_asked_for_again(loop: Loop) -> None:
+def test_what_comes_back_is_asked_for_again(settled: Loop) -> None:
     """More than twice each: what lies in the repository is then what lay there before."""
-    loop.commit(samples.iris())
-    loop.settle()
     for _ in range(3):
-        arrive(loop)
-        assert loop.settle() == ["predictions"]
-        assert outputs(loop) == ["predictions/new.csv.parquet"]
-        leave(loop)
-        assert loop.settle() == ["predictions"]
-        assert outputs(loop) == []
-    arrive(loop)
-    loop.settle()
+        arrive(settled)
+        assert settled.settle() == ["predictions"]
+        assert outputs(settled) == ["predictions/new.csv.parquet"]
+        leave(settled)
+        assert settled.settle() == ["predictions"]
+        assert outputs(settled) == []
+    arrive(settled)
+    settled.settle()
     for _ in range(2):
-        loop.repository.commit("oops", remove=["predictions/new.csv.parquet"])
-        assert loop.settle() == ["predictions"]
-        assert outputs(loop) == ["predictions/new.csv.parquet"]
-    assert loop.tick() == "nothing is stale"
+        settled.repository.commit("oops", remove=["predictions/new.csv.parquet"])
+        assert settled.settle() == ["predictions"]
+        assert outputs(settled) == ["predictions/new.csv.parquet"]
+    assert settled.tick() == "nothing is stale"
 
 
-def test_a_run_that_failed_is_asked_for_once_from_where_it_starts(loop: Loop) -> None:
-    loop.commit(samples.iris())
-    loop.settle()
-    arrive(loop)
-    assert isinstance(loop.tick(), dg.RunRequest)
-    assert [loop.tick() for _ in range(3)] == ["asked for before"] * 3
-    leave(loop)
-    assert loop.tick() == "nothing is stale"
-    arrive(loop)
-    assert isinstance(loop.tick(), dg.RunRequest)
+def test_a_run_that_failed_is_asked_for_once_from_where_it_starts(settled: Loop) -> None:
+    arrive(settled)
+    assert isinstance(settled.tick(), dg.RunRequest)
+    assert [settled.tick() for _ in range(3)] == ["asked for before"] * 3
+    leave(settled)
+    assert settled.tick() == "nothing is stale"
+    arrive(settled)
+    assert isinstance(settled.tick(), dg.RunRequest)
 
 
-def test_a_champion_that_comes_back_is_asked_for_again(loop: Loop) -> None:
-    loop.commit(samples.iris())
-    loop.settle()
-    arrive(loop)
+def test_a_champion_that_comes_back_is_asked_for_again(settled: Loop) -> None:
+    arrive(settled)
     keys = []
     for digest in "abababa":
-        request = scoring_request(now(loop, digest), loop.repository)
+        request = scoring_request(now(settled, digest), settled.repository)
         assert request is not None
         assert request.asset_selection == [predictions_key("iris")]
         keys.append(request.run_key)
-        again = scoring_request(now(loop, digest), loop.repository)
+        again = scoring_request(now(settled, digest), settled.repository)
         assert again is not None
         assert again.run_key == request.run_key
-        score(loop, digest)
-        assert scoring_request(now(loop, digest), loop.repository) is None
+        score(settled, digest)
+        assert scoring_request(now(settled, digest), settled.repository) is None
     assert len({*keys}) == len(keys)
 
 
-def test_the_predictions_of_another_pipeline_are_not_asked_for(loop: Loop) -> None:
-    loop.commit(samples.iris())
-    loop.settle()
-    arrive(loop)
-    score(loop, "a", "meadows")
+def test_the_predictions_of_another_pipeline_are_not_asked_for(settled: Loop) -> None:
+    arrive(settled)
+    score(settled, "a", "meadows")
 
     with pytest.raises(PredictionsTaken):
-        scoring_request(now(loop, "a"), loop.repository)
+        scoring_request(now(settled, "a"), settled.repository)
 
-    assert str(loop.tick()).startswith("iris/predictions: `predictions` holds the predictions of the pipeline meadows")
-    assert loop.run([predictions_key("iris")]).success is False
+    assert str(settled.tick()).startswith(
+        "iris/predictions: `predictions` holds the predictions of the pipeline meadows"
+    )
+    assert settled.run([predictions_key("iris")]).success is False
 
 
 def now(loop: Loop, champion: str) -> Assessment:

@@ -11,7 +11,6 @@ import pytest
 
 from mlops_assets.assets.champion import MOVE_TAG
 from mlops_assets.cli.up import mlflow_service, webhook_service
-from mlops_assets.data import samples
 from mlops_assets.registry import aliases
 from mlops_assets.registry.champion import Champions
 from mlops_assets.registry.ledger import Ledger
@@ -69,16 +68,14 @@ def ports(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def watched(ports: None, loop: Loop) -> Iterator[Watched]:
-    loop.commit(samples.iris())
-    loop.settle()
+def watched(ports: None, settled: Loop) -> Iterator[Watched]:
     here = settings()
     mlflow = mlflow_service(here)
     local = {"MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http", "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true"}
     mlflow = replace(mlflow, environment={**mlflow.environment, **local})
-    jobs = list(loop.definitions().jobs or ())
-    with started([mlflow, webhook_service(here)]):
-        yield Watched(loop, build_registry([loop.folder], jobs))
+    jobs = list(settled.definitions().jobs or ())
+    with started([mlflow]):
+        yield Watched(settled, build_registry([settled.folder], jobs))
 
 
 def reason(result: dg.SensorResult) -> str:
@@ -156,11 +153,12 @@ def test_a_webhook_of_mlflow_has_the_registry_looked_at(watched: Watched) -> Non
     finally:
         for name in local:
             del os.environ[name]
-    server.set_registered_model_alias("iris", "spare", "1")
-    deadline = time.monotonic() + 30
-    while not here.registry_poke.exists():
-        assert time.monotonic() < deadline, (here.home / "logs" / "mlflow.log").read_text()
-        time.sleep(0.1)
+    with started([webhook_service(here)]):
+        server.set_registered_model_alias("iris", "spare", "1")
+        deadline = time.monotonic() + 30
+        while not here.registry_poke.exists():
+            assert time.monotonic() < deadline, (here.home / "logs" / "mlflow.log").read_text()
+            time.sleep(0.1)
     assert reason(watched.tick()) == "the registry is as the ledgers say", "and not: looked a moment ago"
 
 

@@ -4,14 +4,10 @@ import hashlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from mlops_assets.errors import MlopsError
@@ -24,7 +20,7 @@ from mlops_assets.serving.watcher import CONTRACT_ARTIFACT, MODEL_ARTIFACT, Watc
 from mlops_assets.settings import Settings
 from mlops_assets.tracking import tags as keys
 from mlops_assets.tracking.runs import Tracking
-from mlops_assets_tests.mlflow_fixtures import close_stores
+from mlops_assets_tests.mlflow_fixtures import close_stores, mlflow_server
 from mlops_assets_tests.serving.made import register_version, table_contract
 from mlops_assets_tests.serving.world import SPEC
 
@@ -117,36 +113,8 @@ def kept(store_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module")
 def server(kept: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", "--serve-artifacts"]
-    command += ["--backend-store-uri", f"sqlite:///{kept}/mlflow/mlflow.db"]
-    command += ["--artifacts-destination", str(kept / "mlflow" / "served")]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLOPS_HOME": str(kept)}
-    log = kept / "server.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, env=environment, cwd=kept, stdout=output, stderr=output, start_new_session=True
-        )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 90
-        while not _healthy(url):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)
-        yield url, process
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _healthy(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health").is_success
-    except httpx.TransportError:
-        return False
+    with mlflow_server(kept) as started:
+        yield started
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from mlops_assets.serving.contract import ContractError
 from mlops_assets.serving.pointer import pointer_file
 from mlops_assets.serving.slots import NotServed
 from mlops_assets.serving.watcher import NoChampion, Watcher, champion_slot
-from mlops_assets.settings import Settings
+from mlops_assets.settings import Settings, settings
 from mlops_assets.tracking import tags as keys
 from mlops_assets_tests.serving.made import register_version, table_contract
 from mlops_assets_tests.serving.world import SPEC, World
@@ -50,6 +50,13 @@ def test_what_is_not_promoted_never_answers(world: World) -> None:
         world.tracking.client.set_model_version_tag("flowers", str(version), keys.GATE, "rejected")
         assert world.look() == 1
     assert world.pointer.problem == ""
+
+
+def test_champions_of_another_code_location_answer_here(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLOPS_LOCATION", "gpu")
+    settings.cache_clear()
+    world.promote(world.register(1))
+    assert world.look() == 1
 
 
 def test_an_alias_is_one_in_whatever_case(world: World) -> None:

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from mlflow.exceptions import MlflowException
 
+from mlops_assets.registry.aliases import point, register
 from mlops_assets.tracking.artifacts import resolve
 from mlops_assets.tracking.runs import Tracking
 from mlops_assets.tracking.store import artifact_directory
+from mlops_assets_tests.mlflow_fixtures import close_stores
 
 
 @pytest.mark.parametrize(
@@ -65,21 +67,6 @@ def test_run_artifacts_lie_under_the_experiment_s_name(tracking: Tracking, home:
     assert stored.read_bytes() == b"<html>"
 
 
-TRAIN = """
-import sys, pathlib, torch
-from mlops_assets.registry.aliases import point, register
-from mlops_assets.tracking.runs import Tracking
-tracking = Tracking.embedded(pathlib.Path(sys.argv[1]))
-torch.manual_seed(0)
-module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(), torch.nn.Linear(8, 3))
-with tracking.training_run(experiment="iris", name="fit", params={"lr": 0.1}, tags={}) as run:
-    run.log_artifact("report.txt", b"good")
-    uri = run.log_torch_model(module, torch.zeros(4, 4))
-version = register(tracking, name="iris", model_uri=uri, tags={})
-point(tracking, "iris", "champion", version.number)
-print(run.run_id, module.eval()(torch.ones(7, 4)).flatten().tolist())
-"""
-
 LOAD = """
 import sys, mlflow, numpy, torch
 assert mlflow.artifacts.load_text(f"runs:/{sys.argv[1]}/report.txt") == "good"
@@ -94,9 +81,10 @@ print(sys.argv[1], out.flatten().tolist())
 
 
 @pytest.mark.slow
-def test_everything_loads_after_the_home_has_moved(home: Path, tmp_path: Path):
-    """Model, run and registry, in fresh processes, and without pickle."""
-    trained = _python(TRAIN, str(home))
+def test_everything_loads_after_the_home_has_moved(tracking: Tracking, home: Path, tmp_path: Path):
+    """Model, run and registry, in a fresh process, and without pickle."""
+    trained = _trained(tracking)
+    close_stores()
     moved = home.rename(tmp_path / "a new home")
     variables = {
         "MLFLOW_TRACKING_URI": f"sqlite:///{moved}/mlflow/mlflow.db",
@@ -104,6 +92,20 @@ def test_everything_loads_after_the_home_has_moved(home: Path, tmp_path: Path):
     }
     loaded = _python(LOAD, trained.split()[0], **variables)
     assert loaded == trained
+
+
+def _trained(tracking: Tracking) -> str:
+    """What `LOAD` must find: the run, and what the model answers."""
+    import torch
+
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(), torch.nn.Linear(8, 3))
+    with tracking.training_run(experiment="iris", name="fit", params={"lr": 0.1}, tags={}) as run:
+        run.log_artifact("report.txt", b"good")
+        uri = run.log_torch_model(module, torch.zeros(4, 4))
+    version = register(tracking, name="iris", model_uri=uri, tags={})
+    point(tracking, "iris", "champion", version.number)
+    return f"{run.run_id} {module.eval()(torch.ones(7, 4)).flatten().tolist()}\n"
 
 
 def _python(code: str, argument: str, **variables: str) -> str:

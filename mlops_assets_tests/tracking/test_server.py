@@ -1,11 +1,5 @@
 """One real, lean `mlflow server` over the embedded store, as the UI is served and as other machines log."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,42 +10,15 @@ from mlops_assets.registry.aliases import current, find, point, register
 from mlops_assets.tracking import tags as keys
 from mlops_assets.tracking.runs import Tracking
 from mlops_assets.tracking.store import TrackingError
+from mlops_assets_tests.mlflow_fixtures import mlflow_server
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def server(home: Path, tmp_path: Path) -> Iterator[str]:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{home}/mlflow/mlflow.db"]
-    command += ["--artifacts-destination", str(home / "mlflow" / "served")]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLOPS_HOME": str(home)}
-    log = tmp_path / "server.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, env=environment, cwd=tmp_path, stdout=output, stderr=output, start_new_session=True
-        )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 90
-        while not _healthy(url):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)
+def server(home: Path) -> Iterator[str]:
+    with mlflow_server(home) as (url, _):
         yield url
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _healthy(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health").is_success
-    except httpx.TransportError:
-        return False
 
 
 def _train(tracking: Tracking) -> tuple[str, str]:

@@ -11,11 +11,21 @@ from sklearn.datasets import load_digits, load_iris
 from torch import Tensor, nn
 
 from mlops_assets.training.architectures import MLP, SmallCNN
-from mlops_assets.training.config import TrainingConfig
+from mlops_assets.training.config import Augmentation, TrainingConfig
 from mlops_assets.training.trainer import Rows, Trained, train
 
 ROOT = Path(__file__).parents[2]  # where a child process finds the tests' problems
 SHORT = TrainingConfig(epochs=5, patience=None, accelerator="cpu")
+LONGER = TrainingConfig(
+    epochs=40,
+    learning_rate=0.03,
+    learning_rate_schedule="one-cycle",
+    patience=2,
+    accelerator="cpu",
+    batch_size=64,
+    augmentation=Augmentation(flip=True, crop=1, erase=2),
+)
+"""Stops early."""
 
 
 def iris_rows() -> tuple[Rows, Rows]:
@@ -71,6 +81,10 @@ def filled(module: nn.Module, seed: int = 0) -> nn.Module:
 
 def small(dropout: float = 0.0) -> nn.Module:
     return SmallCNN((8, 8, 1), 10, channels=(8,), dropout=dropout)
+
+
+def dropping() -> nn.Module:
+    return small(dropout=0.2)
 
 
 def trained(build=lambda: MLP(4, 3), rows=None, on_epoch=None, **changes: object) -> Trained:
