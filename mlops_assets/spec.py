@@ -13,7 +13,7 @@ import re
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from mlops_assets.data.config import ImagesConfig, OriginConfig, SourceConfig
 from mlops_assets.gate.condition import ConditionError, parse
@@ -97,8 +97,17 @@ class SourceSpec(SourceConfig):
     )
 
 
+def _required_of_tables_alone(schema: dict[str, Any]) -> None:
+    """Say in the JSON schema, by which `dg check` judges a file, that images leave out what `IMAGE_COLUMNS` names."""
+    schema["required"] = [name for name in schema["required"] if name not in IMAGE_COLUMNS]
+    schema["if"] = {"not": {"properties": {"images": {"type": "object"}}, "required": ["images"]}}
+    schema["then"] = {"required": [*IMAGE_COLUMNS]}
+
+
 class DataSpec(StrictModel):
     """Which table or which images of which Oxen repository, and what its columns mean."""
+
+    model_config = ConfigDict(json_schema_extra=_required_of_tables_alone)
 
     repository: str = Field(
         default="",
