@@ -232,12 +232,7 @@ def _require_plain(member: tarfile.TarInfo) -> None:
     """Refuse what is no plain file, and what would lie elsewhere than below the place where it is unpacked."""
     if not member.isreg():
         raise ArchiveDamaged(f"{member.name!r} in it is no plain file, which `mlops backup` never writes")
-    try:
-        safe = tarfile.data_filter(member, "/nowhere")
-    except tarfile.FilterError as error:
-        raise ArchiveDamaged(str(error)) from None
-    parts = member.name.split("/")
-    if safe.name != member.name or "\0" in member.name or any(part in {"", ".", ".."} for part in parts):
+    if "\0" in member.name or any(part in {"", ".", ".."} for part in member.name.split("/")):
         raise ArchiveDamaged(f"{member.name!r} in it is no plain relative name, as `mlops backup` writes them")
 
 

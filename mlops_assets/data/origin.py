@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 from mlops_assets.data.download import SPARE, OriginError
 
@@ -23,6 +23,9 @@ ARCHIVES: Final = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar
 
 _CHUNK: Final = 1 << 20
 _BLOCK: Final = 4096  # bytes that the smallest file takes on a disk
+_FILTER: Final[dict[str, Any]] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+"""A second look at what is unpacked, which Python has from 3.11.4 on; Debian 12's is 3.11.2."""
+
 _LONGEST_HEADER: Final = 1 << 20  # bytes
 _CARRIERS: Final = frozenset(
     {tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK}
@@ -125,7 +128,7 @@ def _zip_members(archive: Path, into: Path) -> Iterator[_Member]:
 def _tar_members(archive: Path, into: Path) -> Iterator[_Member]:
     with tarfile.open(archive, tarinfo=_StrictHeader) as opened:
         for info in opened:
-            extract = partial(opened.extract, info, into, set_attrs=False, filter="data")
+            extract = partial(opened.extract, info, into, set_attrs=False, **_FILTER)
             yield _Member(info.name, info.isreg() or info.isdir(), info.size, extract)
         assert opened.fileobj is not None
         opened.fileobj.read(_CHUNK)  # what fills the last block, and the compressor's checksum behind it
