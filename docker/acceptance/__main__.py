@@ -337,7 +337,9 @@ def backup(stack: Stack) -> Iterator[str]:
 
 def worker(stack: Stack) -> Iterator[str]:
     """A code server on another host, which a network of its own stands for: it alone has the data, and trains there."""
-    private = stack.engine("network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}").strip()
+    # What stands for the private network between the two hosts: this host's address in a network of Docker's.
+    gateway = "{{(index .IPAM.Config 0).Gateway}}"
+    private = stack.engine("network", "inspect", f"{PROJECT}_default", "--format", gateway).strip()
     database, port = free_ports(2)
     with tempfile.TemporaryDirectory() as folder:
         defs, secrets = Path(folder) / "defs", Path(folder) / "secrets"
