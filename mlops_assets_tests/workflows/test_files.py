@@ -131,6 +131,6 @@ def test_every_mlops_command_that_a_target_calls_is_there() -> None:
     from mlops_assets.cli import app
 
     known = get_command(app).commands  # type: ignore[attr-defined]
-    called = set(re.findall(r"\$\((?:BIN\)/mlops|MLOPS\)) (\w+)", (PROJECT / "Makefile").read_text()))
+    called = set(re.findall(r"\$\((?:BIN\)/|RUN\) )mlops (\w+)", (PROJECT / "Makefile").read_text()))
     assert {"stale", "judge", "trial", "env"} <= called
     assert called <= set(known)
