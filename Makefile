@@ -59,7 +59,7 @@ validate: $(STAMP)
 #
 #   RUN=PREFIX         where the home of the champions is: RUN='docker/server exec -T code' on the server
 #   MLOPS_IMAGES=NAME  the images are NAME-ROLE:MLOPS_TAG, as in docker/compose.yaml; PUSH=1 pushes them
-RUN ?= env PATH="$(CURDIR)/$(BIN):$$PATH"
+RUN ?= env PATH="$(abspath $(BIN)):$$PATH"
 STAMPED = $(if $(filter env,$(firstword $(RUN))),$(STAMP))
 REPORTS := build/reports
 

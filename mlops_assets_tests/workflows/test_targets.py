@@ -99,9 +99,9 @@ def test_only_a_name_is_deployed(tmp_path: Path) -> None:
     tell.write_text('#!/bin/sh\necho "compose $*"\n')
     tell.chmod(0o755)
 
-    def deploy(pipeline: str) -> "subprocess.CompletedProcess[str]":
+    def deploy(pipeline: str, defs: str = "/srv/mlops/defs") -> "subprocess.CompletedProcess[str]":
         command = ["make", "--silent", "ci-deploy", f"SERVER={tell}"]
-        environment = {**os.environ, "PIPELINE": pipeline}
+        environment = {**os.environ, "PIPELINE": pipeline, "MLOPS_DEFS": defs}
         return subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
 
     done = deploy("iris")
@@ -114,6 +114,7 @@ def test_only_a_name_is_deployed(tmp_path: Path) -> None:
         refused = deploy(hostile)
         assert refused.returncode != 0
         assert not refused.stdout
+    assert "MLOPS_DEFS must be" in deploy("iris", defs="").stderr, "a runner's checkout is not production's"
 
 
 def kinds(project: Project, kind: str) -> list[int]:
