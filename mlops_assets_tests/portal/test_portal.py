@@ -162,7 +162,7 @@ def test_a_database_that_never_answers_is_told_of_at_once(several: Several, monk
     monkeypatch.setattr(gathering, "SLOW_SECONDS", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv(
-            "MLOPS_DAGSTER_DATABASE", f"postgresql://u:s3cret@127.0.0.1:{silent.getsockname()[1]}/dagster"
+            "MLOPS_DAGSTER_DATABASE", f"postgresql+psycopg2://u:s3cret@127.0.0.1:{silent.getsockname()[1]}/dagster"
         )
         file = several.here.dagster_home / "dagster.yaml"
         file.write_text(file.read_text() + POSTGRES_YAML)
