@@ -33,6 +33,13 @@ MOST_CHILDREN: Final = 8
 """Heads that are read at once; each costs a short-lived process."""
 
 
+class NoDataYet(MlopsError):
+    """A pipeline that was never given data."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        super().__init__(f"no data yet; `mlops data import {pipeline.name}` brings some")
+
+
 class AssessmentFailed(MlopsError):
     """A pipeline that cannot be judged, for a reason that nobody foresaw."""
 
@@ -132,10 +139,12 @@ def assess(
 
     def one(folder: Path) -> Assessment | MlopsError:
         try:
-            pipeline = require_here(_current(folder))
-            data = pipeline.spec.data
-            head = read_head(repository(pipeline.repository), data.branch, data.path)
-            return Assessment(pipeline, head, states[folder.name], Wanted.of(pipeline, head.digest))
+            pipeline, state = require_here(_current(folder)), states[folder.name]
+            data, source = pipeline.spec.data, repository(pipeline.repository)
+            if not state and not source.path.exists():  # where something was made of data, they are lost
+                return NoDataYet(pipeline)
+            head = read_head(source, data.branch, data.path)
+            return Assessment(pipeline, head, state, Wanted.of(pipeline, head.digest))
         except MlopsError as error:
             return error
         except Exception as error:  # noqa: BLE001  whatever it is, it must not stop the other pipelines

@@ -61,8 +61,12 @@ def _answering(version: int | None) -> str:
 
 def _state(now: Assessment | MlopsError, running: dg.DagsterRun | None) -> tuple[str, str]:
     """The data's commit, and what is stale."""
+    from mlops_assets.assessment import NoDataYet
+
     if isinstance(now, PipelineElsewhere):
         return "", f"elsewhere: code location '{now.location}' has it"
+    if isinstance(now, NoDataYet):
+        return "", f"[dim]{escape(str(now))}[/dim]"
     if isinstance(now, MlopsError):
         return "", f"[red]{escape(str(now))}[/red]"
     commit = f"{now.head.commit.id[:8]}\n{escape(now.head.commit.message)}"

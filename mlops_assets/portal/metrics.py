@@ -66,7 +66,7 @@ class _Gauges:
 
 def _values(row: Row, *, models: bool) -> dict[str, float | None]:
     champion, run = row.champion, row.run
-    known = row.state not in {"error", "elsewhere"}
+    known = row.state not in {"error", "elsewhere", "no data yet"}
     return {
         "stale_stages": row.stale if known else None,
         "blocked": row.state == "blocked" if known else None,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from mlops_assets.overview import Overview
 
-State = Literal["up to date", "stale", "running", "blocked", "error", "elsewhere"]
+State = Literal["up to date", "stale", "running", "blocked", "error", "elsewhere", "no data yet"]
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,8 @@ def _ends(instance: dg.DagsterInstance, runs: Sequence[str]) -> dict[str, dateti
 
 
 def _row(one: Overview, here: Settings, served: Mapping[str, int | None], ended: Mapping[str, datetime]) -> Row:
+    from mlops_assets.assessment import NoDataYet
+
     champion, damage = _champion(one, here)
     run = one.last_run
     row = Row(
@@ -115,6 +117,8 @@ def _row(one: Overview, here: Settings, served: Mapping[str, int | None], ended:
     if isinstance(one.now, MlopsError):
         if isinstance(one.now, PipelineElsewhere):
             return replace(row, state="elsewhere", reasons=[f"code location '{one.now.location}' has it"])
+        if isinstance(one.now, NoDataYet) and not damage:
+            return replace(row, state="no data yet", reasons=[str(one.now)])
         return replace(row, reasons=[*damage, str(one.now)])
     plan, commit = one.now.plan, one.now.head.commit
     state: State = "up to date"

@@ -2,10 +2,12 @@
 
 import asyncio
 import re
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -133,6 +135,18 @@ def test_a_pipeline_of_another_host_is_no_error(several: Several) -> None:
         row = portal.until("elsewhere")["picture"]["rows"][0]
         assert (row["state"], row["reasons"]) == ("elsewhere", ["code location 'gpu' has it"])
         assert portal.values()['mlops_pipeline_failing{pipeline="one"}'] == 0
+
+
+@pytest.mark.slow
+def test_a_pipeline_that_waits_for_data_is_no_error_and_one_that_lost_them_is(several: Several) -> None:
+    several.folders.append(Path(shutil.copytree(several.folders[0], several.folders[0].with_name("three"))))
+    several.here.repository("one").path.rename(several.here.home / "aside")
+    with portal_of(several) as portal:
+        one, _, three = portal.until("no data yet")["picture"]["rows"]
+        assert (three["state"], three["champion"], three["run"]) == ("no data yet", None, None)
+        assert three["reasons"] == ["no data yet; `mlops data import three` brings some"]
+        assert (one["state"], "there is no Oxen repository" in one["reasons"][0]) == ("error", True)
+        assert portal.values()['mlops_pipeline_failing{pipeline="three"}'] == 0
 
 
 @pytest.mark.slow
