@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from mlops_assets.backup.note import NOTE
 from mlops_assets.settings import Settings
 
 STAGING: Final = ".backup"
@@ -29,7 +30,7 @@ DATABASES: Final = "databases"
 
 PASSING: Final = frozenset(
     {
-        *(STAGING, ARRIVING),
+        *(STAGING, ARRIVING, NOTE),
         "cache",  # verified copies of what Oxen has
         "downloads",  # of origins, and of what is bundled into pages
         "locks",

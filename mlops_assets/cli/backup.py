@@ -58,7 +58,7 @@ def backup(
 
     Example: [bold]mlops backup out.tar[/bold], or nightly [bold]mlops backup /backups --keep 14[/bold]
     """
-    from mlops_assets.backup import archive, destination
+    from mlops_assets.backup import archive, destination, note
     from mlops_assets.backup.contents import Places
     from mlops_assets.backup.snapshot import snapshot
     from mlops_assets.home import ensure_home
@@ -78,6 +78,7 @@ def backup(
             destination.require_room(path, about)
         stream = stack.enter_context(destination.writing(path)) if path else sys.stdout.buffer
         archive.write(stream, about, staging.files, stack.enter_context(_bar("writing")))
+    note.leave(here.home, about.made)
     size = f" ({decimal(path.stat().st_size)})" if path else ""
     name = path.name if path else "standard output"
     console.print(f"{name}{size}: {about.files:,} files, {decimal(about.bytes)}", markup=False)

@@ -55,5 +55,6 @@ CHECKS: Final[Mapping[str, Check]] = {
     "clocks": server_clocks.clocks,
     "rights": server_files.rights,
     "secrets": server_files.secrets,
+    "backup": server_files.backups,
 }
 """By what the table calls them; each tells nothing where the setting that it looks at is not set."""

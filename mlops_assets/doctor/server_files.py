@@ -1,4 +1,4 @@
-"""Checks of what a server set-up keeps on disk and in its variables: rights and secrets."""
+"""Checks of what a server set-up keeps on disk and in its variables: rights, secrets, and the age of its backup."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from mlops_assets.backup import note
 from mlops_assets.doctor.examination import Examination, Finding
 from mlops_assets.doctor.server_postgres import databases
 from mlops_assets.settings import PROJECT
@@ -94,3 +96,18 @@ def secrets(look: Examination) -> Iterator[Finding]:
         yield Finding("secrets", "problem", f"{variable} {flaw}", fix)
     if sound and known:
         yield Finding("secrets", "ok", f"{', '.join(known)}: long enough, and none that everybody tries first")
+
+
+def backups(look: Examination) -> Iterator[Finding]:
+    """Whether the home was backed up of late."""
+    home, made = look.here.home, note.last(look.here.home)
+    fix = "`mlops backup FOLDER --keep 14`, every night: docs/operations/backup.md has the lines for it"
+    if made is None:
+        yield Finding("backup", "warning", f"none was ever made of {home}", fix)
+        return
+    age = datetime.now(UTC) - made
+    what = f"the newest is of {made:%Y-%m-%d %H:%M} UTC"
+    if age > note.OLDEST:
+        yield Finding("backup", "warning", f"{what}, {age.days} days ago", fix)
+    else:
+        yield Finding("backup", "ok", what)

@@ -54,6 +54,9 @@ class _Gauges:
         age = GaugeMetricFamily("mlops_portal_gathered_age_seconds", "Seconds since all of this was gathered.")
         age.add_metric([], self._sight.age)
         yield age
+        backup = GaugeMetricFamily("mlops_backup_timestamp_seconds", "When the newest backup was made; 0: none yet.")
+        backup.add_metric([], _seconds(picture.backup) or 0)
+        yield backup
         families = {
             name: GaugeMetricFamily(f"mlops_pipeline_{name}", text, labels=["pipeline"]) for name, text in _HELP.items()
         }

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from mlops_assets.backup import note
 from mlops_assets.errors import MlopsError
 from mlops_assets.pipeline import PipelineElsewhere
 from mlops_assets.settings import Settings
@@ -77,10 +78,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Picture:
-    """All pipelines at a moment; `models` says whether the model server answered."""
+    """All pipelines at a moment.
+
+    Attributes:
+        models: Whether the model server answered.
+        backup: As of when the newest archive holds everything; None where none was made.
+    """
 
     at: datetime
     models: bool
+    backup: datetime | None
     rows: Sequence[Row]
 
 
@@ -92,7 +99,7 @@ def take(here: Settings, instance: dg.DagsterInstance, folders: Sequence[Path]) 
     found = overviews(folders, here, instance)
     ended = _ends(instance, [one.last_run.run_id for one in found if one.last_run])
     rows = [_row(one, here, served or {}, ended) for one in found]
-    return Picture(datetime.now(UTC), served is not None, rows)
+    return Picture(datetime.now(UTC), served is not None, note.last(here.home), rows)
 
 
 def _ends(instance: dg.DagsterInstance, runs: Sequence[str]) -> dict[str, datetime]:

@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from mlops_assets.backup import note
 from mlops_assets.backup.restore import verify
 from mlops_assets.data import samples
 from mlops_assets.oxen.repository import Repository
@@ -115,6 +117,9 @@ def test_a_pipeline_with_a_run_under_way_restored_whole_and_by_its_data_alone(
         )
     assert piped.returncode == 0, piped.stderr
     assert b"standard output: " in piped.stderr
+    made = note.last(project.home)
+    assert made
+    assert abs(datetime.now(UTC) - made) < timedelta(minutes=10)
     os.killpg(process.pid, signal.SIGKILL)
 
     whole = tmp_path / "whole"
@@ -122,6 +127,7 @@ def test_a_pipeline_with_a_run_under_way_restored_whole_and_by_its_data_alone(
     assert done.returncode == 0, done.stdout + done.stderr
     assert "of which 1 were under way: the next start closes them" in done.stdout
     assert f"export MLOPS_HOME={whole}" in done.stdout
+    assert note.last(whole) is None
     project.release_trainings()
     again = project.mlops("run", "iris", MLOPS_HOME=str(whole))
     assert "its process is gone" in again.stdout, again.stdout + again.stderr
@@ -162,6 +168,7 @@ def test_who_takes_a_backup_may_end(project: Project) -> None:
         )
     said = done.stderr.decode()
     assert done.returncode == 1, said
+    assert note.last(project.home) is None
     assert "Broken pipe; what was to take it has ended: see why, then try again" in said
     assert "BrokenPipeError" not in said
 

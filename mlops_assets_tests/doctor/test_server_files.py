@@ -1,12 +1,14 @@
-"""Checks of rights and secrets."""
+"""Checks of rights, secrets, and the age of backups."""
 
 import os
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
 
+from mlops_assets.backup import note
 from mlops_assets.doctor import server_files
 from mlops_assets.doctor.examination import Examination, examination
 from mlops_assets.settings import settings
@@ -84,3 +86,19 @@ def test_secrets_that_nobody_guesses(look: Examination, monkeypatch: pytest.Monk
         "the password in MLOPS_DAGSTER_DATABASE is empty",
         "the password in MLOPS_MLFLOW_DATABASE is what everybody tries first",
     ]
+
+
+def test_backups_that_nobody_makes(look: Examination) -> None:
+    now, results = datetime.now(UTC), []
+    for age in (None, timedelta(days=2), timedelta(days=4)):
+        if age is not None:
+            note.leave(look.here.home, now - age)
+        (found,) = server_files.backups(look)
+        results.append((found.result, found.found))
+    assert results == [
+        ("warning", f"none was ever made of {look.here.home}"),
+        ("ok", f"the newest is of {now - timedelta(days=2):%Y-%m-%d %H:%M} UTC"),
+        ("warning", f"the newest is of {now - timedelta(days=4):%Y-%m-%d %H:%M} UTC, 4 days ago"),
+    ]
+    (look.here.home / note.NOTE).write_text("half a da", encoding="ascii")
+    assert note.last(look.here.home) is None

@@ -94,6 +94,7 @@ def test_each_pipeline_is_shown_with_what_is_known_of_it(several: Several, monke
     assert values['mlops_pipeline_stale_stages{pipeline="two"}'] == 0
     assert 'mlops_pipeline_champion_version{pipeline="two"}' not in values
     assert values["mlops_portal_gathered_age_seconds"] >= 0
+    assert values["mlops_backup_timestamp_seconds"] == 0
     for html in (page.text, told["html"]):
         assert "&lt;img src=x onerror=alert(1)&gt;" in html
         assert "<img" not in html
