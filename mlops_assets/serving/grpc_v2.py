@@ -14,7 +14,8 @@ import asyncio
 import importlib.metadata
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import grpc
@@ -203,22 +204,28 @@ class _Service:
                 "shed",
             )
             await self._end(call, refusal)
+        try:
+            with self._counted():  # no more once the caller knows the outcome: it may ask again at once
+                async with asyncio.timeout(self._limits.seconds):
+                    told = await self._infer(call, data)
+        except Exception as error:
+            await self._end(call, error)
+            raise
+        context.set_trailing_metadata(call.metadata())
+        self._count(call, "ok")
+        return told
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
         self._answering.running += 1
         if self._metrics is not None:
             self._metrics.in_flight.inc()
         try:
-            async with asyncio.timeout(self._limits.seconds):
-                told = await self._infer(call, data)
-        except Exception as error:
-            await self._end(call, error)
-            raise
+            yield
         finally:
             self._answering.running -= 1
             if self._metrics is not None:
                 self._metrics.in_flight.dec()
-        context.set_trailing_metadata(call.metadata())
-        self._count(call, "ok")
-        return told
 
     async def _infer(self, call: _Call, data: bytes) -> bytes:
         asked = _parsed(messages.ModelInferRequest, data)

@@ -219,7 +219,7 @@ def test_requests_over_http_are_counted_with_those_over_grpc(table_home: Path) -
 
 def test_a_slow_answer_is_cut_off_and_others_go_on(table_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     go = threading.Event()
-    with serving(table_home, Limits(seconds=0.2, concurrency=1)) as server, calling(server) as call:
+    with serving(table_home, Limits(seconds=1.0, concurrency=1)) as server, calling(server) as call:
         slot = server.slots["flowers"]
         answer = slot.answer
         monkeypatch.setattr(slot, "answer", lambda batch: (go.wait(10), answer(batch))[1])
