@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,8 +43,15 @@ def _hide_the_users(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _own_environment() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
+def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Hide the user's variables, and sweep what killed processes leave among temporary files."""
+    tmp_path_factory.getbasetemp()  # which is kept, for it has the files of failed tests
+    with (
+        tempfile.TemporaryDirectory(prefix="mlops-tests-", ignore_cleanup_errors=True) as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", None)
         _hide_the_users(patch)
         yield
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import html
 import os
-import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from mlops_assets.deploy.space_app import measured, playground
+from mlops_assets.deploy.space_app import examples_folder, measured, playground
 from mlops_assets.serving.slot import Slot
 from mlops_assets.serving.slots import Slots
 
@@ -43,10 +42,10 @@ def serve_all(here: Settings, port: int) -> NoReturn:
     slots = Slots(here.home)
     slots.refresh()
     while True:
-        with tempfile.TemporaryDirectory(prefix="mlops-playground-") as examples:
+        with examples_folder() as examples:
             shown = _who(slots)
             server = uvicorn.Server(
-                uvicorn.Config(app(list(slots), Path(examples)), host=here.host, port=port, log_level="warning")
+                uvicorn.Config(app(list(slots), examples), host=here.host, port=port, log_level="warning")
             )
             ended = threading.Event()
             follower = threading.Thread(target=_follow, args=(slots, shown, server, ended), daemon=True)

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import io
 import os
+import signal
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -73,8 +76,8 @@ def serve(slot: Slot, port: int | None = None) -> None:
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     # A Space's own web server reaches the app from outside its container.
     host = os.environ.get("MLOPS_HOST") or ("0.0.0.0" if "SPACE_ID" in os.environ else "127.0.0.1")  # noqa: S104
-    with tempfile.TemporaryDirectory(prefix="mlops-playground-") as examples:
-        app = playground(slot, Path(examples))
+    with examples_folder() as examples:
+        app = playground(slot, examples)
         try:
             app.launch(
                 server_name=host,
@@ -87,6 +90,14 @@ def serve(slot: Slot, port: int | None = None) -> None:
             )
         except OSError as error:
             raise PlaygroundError(f"{host} cannot be listened on ({error}); choose another port") from None
+
+
+@contextmanager
+def examples_folder() -> Iterator[Path]:
+    """An empty folder below the temporary one that goes with this process, also where SIGTERM ends it."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    with tempfile.TemporaryDirectory(prefix="mlops-playground-") as folder:
+        yield Path(folder)
 
 
 def playground(slot: Slot, examples: Path) -> gr.Blocks:

@@ -71,8 +71,8 @@ def playgrounds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
         yield running
     finally:
         for one in running.values():
-            one.process.kill()
-            one.process.wait()
+            one.process.terminate()
+            one.process.wait(30)
 
 
 def picture(height: int, width: int) -> dict[str, Any]:

@@ -19,7 +19,8 @@ pytestmark = pytest.mark.slow
 
 
 def test_all_champions_have_a_page_and_a_new_one_takes_over(tmp_path: Path) -> None:
-    home = tmp_path / "home"
+    home, temporary = tmp_path / "home", tmp_path / "tmp"
+    temporary.mkdir()
     publish_table(home)
     publish_images(home)
     (port,) = free_ports(1)
@@ -27,7 +28,7 @@ def test_all_champions_have_a_page_and_a_new_one_takes_over(tmp_path: Path) -> N
     with log.open("wb") as output:
         process = subprocess.Popen(
             [script("mlops"), "playground", "--port", str(port)],
-            env=os.environ | {"MLOPS_HOME": str(home)},
+            env=os.environ | {"MLOPS_HOME": str(home), "TMPDIR": str(temporary)},
             stdout=output,
             stderr=subprocess.STDOUT,
         )
@@ -53,6 +54,8 @@ def test_all_champions_have_a_page_and_a_new_one_takes_over(tmp_path: Path) -> N
 
         publish_table(home, 2)
         wait_for(lambda: shows("flowers</a>, version 2"), "the new version", 60)
+        assert len(list(temporary.glob("mlops-playground-*"))) == 1
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
+    assert list(temporary.glob("mlops-playground-*")) == []
