@@ -50,6 +50,7 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         tempfile.TemporaryDirectory(prefix="mlops-tests-", ignore_cleanup_errors=True) as folder,
         pytest.MonkeyPatch.context() as patch,
     ):
+        Path(folder).chmod(0o755)  # PostgreSQL's server works below it as a user of its own
         patch.setenv("TMPDIR", folder)
         patch.setattr(tempfile, "tempdir", None)
         _hide_the_users(patch)

@@ -22,6 +22,7 @@ def test_what_others_wrote_is_shown_as_it_is(mlops: Mlops) -> None:
 def test_an_error_is_shown_as_it_is(mlops: Mlops, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MLOPS_HOME", str(tmp_path / "[red]home[/b]"))
     settings.cache_clear()
+    (settings().home / "oxen" / "iris").mkdir(parents=True)
     told = mlops("status", "iris")
     assert (told.code, told.err) == (0, "")
     assert "[red]home[/b]" in "".join(told.out.split())
