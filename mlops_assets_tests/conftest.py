@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 from mlops_assets.settings import settings
@@ -28,18 +29,30 @@ MEMORY_BYTES = 4 << 30
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
+
 # A shell that starts the tests in the background has Ctrl-C ignored, and every child would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+QUIET = {"DAGSTER_DISABLE_TELEMETRY": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
+def _ours() -> list[str]:
+    """The variables that say where something is and how it works, but for those that repeat a test."""
+    ours = [one for one in os.environ if one.startswith(("MLOPS_", "DAGSTER_", "MLFLOW_")) and one not in QUIET]
+    return [one for one in ours if not one.startswith("MLOPS_TEST_")]
+
+
 def _hide_the_users(patch: pytest.MonkeyPatch) -> None:
-    """Hide variables that a developer may have set, but for those that repeat a test."""
-    for name in [*os.environ]:
-        if name.startswith(("MLOPS_", "DAGSTER_", "MLFLOW_")) and not name.startswith("MLOPS_TEST_"):
-            patch.delenv(name)
-    patch.setenv("DAGSTER_DISABLE_TELEMETRY", "true")
-    patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    """Hide variables that a developer may have set."""
+    for name in _ours():
+        patch.delenv(name)
+    for name, value in QUIET.items():
+        patch.setenv(name, value)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -59,12 +72,14 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Give each test a home of its own; what the test before it has set is gone."""
+    """Give each test a home of its own."""
     _hide_the_users(monkeypatch)
     monkeypatch.setenv("MLOPS_HOME", str(tmp_path / "home"))
     settings.cache_clear()
     yield
     settings.cache_clear()
+    for name in _ours():  # what the platform has set itself, as DAGSTER_HOME, would reach the next module's fixtures
+        del os.environ[name]
 
 
 @pytest.fixture

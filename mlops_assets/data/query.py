@@ -192,15 +192,16 @@ def _batches(
             driver.set_progress_handler(lambda: time.monotonic() > deadline, _TICKS)
         # No parameters: a percent sign and a colon in the query are what they are.
         options = {"stream_results": True, "yield_per": BATCH, "no_parameters": True}
-        result = connection.exec_driver_sql(sql, execution_options=options)
-        if not result.returns_rows:
-            raise QueryError("the statement gives no rows; give one that does, such as SELECT")
-        names = list(result.keys())
-        _check_names(names, needed)
-        scales = {column[0]: column[5] for column in result.cursor.description or ()} if result.cursor else {}
-        for rows in result.partitions(BATCH):
-            columns = zip(names, zip(*rows, strict=True), strict=True)
-            yield pl.DataFrame([_series(name, values, scales.get(name)) for name, values in columns])
+        # Closed also where it is refused: an open cursor would keep SQLite's file locked as long as the error lives.
+        with closing(connection.exec_driver_sql(sql, execution_options=options)) as result:
+            if not result.returns_rows:
+                raise QueryError("the statement gives no rows; give one that does, such as SELECT")
+            names = list(result.keys())
+            _check_names(names, needed)
+            scales = {column[0]: column[5] for column in result.cursor.description or ()} if result.cursor else {}
+            for rows in result.partitions(BATCH):
+                columns = zip(names, zip(*rows, strict=True), strict=True)
+                yield pl.DataFrame([_series(name, values, scales.get(name)) for name, values in columns])
 
 
 def _check_names(names: Sequence[str], needed: Mapping[str, str]) -> None:

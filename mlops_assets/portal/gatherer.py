@@ -118,7 +118,6 @@ class Gatherer:
                     problem = (
                         f"Dagster's database or the home cannot be read ({kind}); `mlops doctor` finds the reason."
                     )
-                    log.warning("the portal takes no picture: %s", kind)
                 if problem:
                     opened.close()  # the next picture begins with a connection of its own
                     instance = None
@@ -134,6 +133,8 @@ class Gatherer:
     def _done(self, picture: Picture | None, problem: str) -> None:
         """Show a picture, or say why there is none, and pause."""
         with self._news:
+            if problem and problem != self._problem:
+                log.warning("the portal takes no picture: %s", problem)
             self._began, self._problem = None, problem
             self._tried += 1
             if picture:

@@ -294,7 +294,7 @@ def test_a_hostile_batch_runs_nothing(tmp_path: Path) -> None:
 
 
 @given(st.data())
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(suppress_health_check=[HealthCheck.too_slow])
 def test_damaged_cifar_files_give_a_read_error_or_images(data: st.DataObject) -> None:
     files = dict(data.draw(st.sampled_from([CIFAR_10, binary(1), CIFAR_100])))
     name = data.draw(st.sampled_from(sorted(files)))

@@ -182,7 +182,7 @@ def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
 
 
 @given(st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_damaged_archives_give_an_origin_error_or_files(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:

@@ -103,6 +103,15 @@ def test_what_is_no_table_for_a_pipeline_is_one_sentence(shop: str, tmp_path: Pa
     assert {path.name for path in tmp_path.iterdir()} == {"shop.db"}
 
 
+def test_a_refused_query_leaves_no_lock_behind(shop: str, tmp_path: Path) -> None:
+    with pytest.raises(QueryError) as raised:
+        ask("SELECT id, name FROM orders", shop, tmp_path / "t.csv")
+    database = sqlite3.connect(shop.removeprefix("sqlite:///"), timeout=0)
+    database.execute("BEGIN EXCLUSIVE")
+    database.close()
+    assert "no column 'kind'" in str(raised.value)  # which has been alive until here, with all that it refers to
+
+
 def test_percent_signs_and_colons_are_what_they_are(shop: str, tmp_path: Path) -> None:
     sql = "SELECT id, kind, ' :x 12:30 %s' AS text FROM orders WHERE name LIKE 'name 1%'"
     assert ask(sql, shop, tmp_path / "t.parquet") == 111

@@ -60,7 +60,7 @@ def test_the_metadata_is_what_hugging_face_reads():
     assert "license" not in found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(name=st.text(), dataset=st.text(), commit=st.text())
 def test_the_metadata_can_be_read_whatever_the_names(name, dataset, commit):
     found = metadata(model_card(dataclasses.replace(BASE, name=name, dataset=dataset, commit=commit)))

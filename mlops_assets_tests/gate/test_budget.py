@@ -187,7 +187,7 @@ def test_more_steps_do_not_buy_rows_another_life(looks: Looks) -> None:
     st.lists(st.tuples(st.integers(0, 60), st.integers(30, 80), st.sampled_from([3, 7, 49])), max_size=12),
     st.sampled_from([0.9, 0.95, 0.9999]),
 )
-@hypothesis_settings(deadline=None, max_examples=15)
+@hypothesis_settings(max_examples=15)
 def test_no_row_ever_pays_more_than_is_permitted(
     tmp_path_factory: pytest.TempPathFactory, asked: list[tuple[int, int, int]], reliability: float
 ) -> None:

@@ -407,7 +407,7 @@ def test_an_unknown_method_is_refused():
         decide(parse("n > 0.5"), paired(5, 0, 0), reliability=0.9, method="exact")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rows=st.integers(2, 3000),
     disagreement=st.sampled_from([0, 0.01, 0.1, 0.5]),

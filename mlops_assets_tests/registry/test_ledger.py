@@ -97,7 +97,7 @@ def test_time_never_runs_backwards(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @given(st.data())
-@hypothesis_settings(deadline=None, max_examples=150)
+@hypothesis_settings(max_examples=150)
 def test_no_byte_can_be_edited(whole: Ledger, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     original = whole.path.read_bytes()
     place = data.draw(st.one_of(st.integers(0, len(original) - 1), st.just(len(original) - 1)))

@@ -32,7 +32,7 @@ PATHS = (
 )
 TYPES = ("application/json", "application/octet-stream", "image/png", "multipart/form-data; boundary=x", "text/csv", "")
 
-fuzz = settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+fuzz = settings(max_examples=80, derandomize=True, suppress_health_check=list(HealthCheck))
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(1 << 70), 1 << 70) | st.floats(width=64) | st.text(max_size=8),
@@ -227,7 +227,7 @@ def test_openapi_document_holds(tmp_path: Path) -> None:
         ]
         for operation in operations:
 
-            @settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+            @settings(max_examples=20, derandomize=True, suppress_health_check=list(HealthCheck))
             @given(
                 case=operation.as_strategy()
                 | operation.as_strategy(generation_mode=schemathesis.GenerationMode.NEGATIVE)
