@@ -74,7 +74,8 @@ def _interrupted(repo: Repository, start: int, random_: random.Random) -> list[t
         with suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
     out, err = process.communicate(timeout=20)
-    assert process.returncode == -signal.SIGKILL, err
+    # Where its worker went first, it may have said so before its own turn came.
+    assert process.returncode == -signal.SIGKILL or "was ended by SIGKILL; look for" in err, err
     _, alive = psutil.wait_procs(workers, timeout=20)
     assert alive == []
     told = [line.split() for line in [*read, *out.splitlines()]]

@@ -9,7 +9,7 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from mlops_assets.oxen.errors import OxenError, RevisionNotFound, StoreCorrupt, TreeFormatError
+from mlops_assets.oxen.errors import OxenError, PathNotFound, RevisionNotFound, StoreCorrupt, TreeFormatError
 from mlops_assets.oxen.pages import Snapshot
 from mlops_assets.oxen.tree import Tree
 
@@ -97,7 +97,8 @@ def test_random_damage_never_ends_in_anything_but_an_answer_or_a_named_error(tem
             outcomes.add(None)
         except OxenError as error:
             outcomes.add(type(error))
-    assert {None, StoreCorrupt} <= outcomes <= {None, StoreCorrupt, TreeFormatError, RevisionNotFound, OxenError}
+    named = {StoreCorrupt, TreeFormatError, RevisionNotFound, PathNotFound, OxenError}
+    assert {None, StoreCorrupt} <= outcomes <= {None, *named}
 
 
 def _copy(template: Path, to: Path) -> tuple[Tree, str]:
