@@ -108,7 +108,7 @@ def test_a_storm_of_kills(repo: Repository) -> None:
         assert grown.unreferenced.files <= number * FILES_PER_STEP, (told, grown)
         if number % 8 == 0:
             assert {commit: repo.entries("", commit) for commit in versions} == versions, told
-    assert len(acknowledged) > KILLS
+    assert len(acknowledged) > KILLS // 2, "most kills came before anything was done"
     repo.cleanup(0)
     left = repo.growth()
     assert (left.leftovers.files, left.unreferenced.files) == (0, 0)
