@@ -237,6 +237,7 @@ def test_a_file_where_a_folder_must_be(tmp_path: Path) -> None:
         Store(str(tmp_path)).find("iris/model", RECIPE.key)
 
 
+@pytest.mark.slow
 def test_an_entry_that_is_deleted_while_it_is_read(tmp_path: Path) -> None:
     store, data = Store(str(tmp_path)), os.urandom(3_000_000)
     ended = threading.Event()

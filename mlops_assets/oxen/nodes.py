@@ -23,7 +23,7 @@ from mlops_assets.oxen.pages import Snapshot
 FORMAT: Final = "V0_25_0"
 TESTED_OXENAI: Final = "0.65.1"
 _NODE, _CHILDREN = 0, 1
-_COMMIT = 0
+_COMMIT = b"\0"
 _NOWHERE = (".", "..")  # a name becomes part of a path on disk
 _ID = re.compile(r"[0-9a-f]{28,32}")  # Oxen prints hashes without zero padding
 _TOKEN = re.compile(r" \[mlops [0-9a-f]{16}\]\Z")
@@ -106,19 +106,19 @@ class Nodes:
             raise RevisionNotFound(
                 f"{self.store.parent} has no commit {text!r}; give the full id of a commit, or resolve a branch first."
             )
-        if record[0] != _COMMIT:
+        if record[:1] != _COMMIT:
             raise RevisionNotFound(f"{text} is no commit of {self.store.parent}; give the full id of a commit.")
-        fields = self._payloads(record[21 : 21 + int.from_bytes(record[17:21], "little")])[0]
+        found = self._payloads(record[21 : 21 + int.from_bytes(record[17:21], "little")])
         try:
-            _, _, parents, message, author, email, time = fields
+            _, _, parents, message, author, email, time = found[0]
             year, day, hour, minute, second, nanosecond, *offset = time
             zone = timezone(timedelta(hours=offset[0], minutes=offset[1], seconds=offset[2]))
             moment = datetime(year, 1, 1, hour, minute, second, nanosecond // 1000, zone) + timedelta(days=day - 1)
             # a commit that was made aside has one parent, twice (see staging)
             ids = tuple(dict.fromkeys(format(int.from_bytes(parent, "big"), "x") for parent in parents))
+            return Commit(name, _TOKEN.sub("", message), author, email, moment, ids)
         except (TypeError, ValueError, IndexError, OverflowError) as error:
             raise self.unknown("a commit") from error
-        return Commit(name, _TOKEN.sub("", message), author, email, moment, ids)
 
     def root(self, commit: str) -> Item:
         """Return the root directory of a commit."""
@@ -130,9 +130,12 @@ class Nodes:
     def buckets(self, directory: Dir) -> list[int]:
         """Return the vnodes of a directory."""
         found = self._payloads(self._children(int.from_bytes(directory.node, "big")))
-        if any(fields[1] != "VNode" for fields in found):
-            raise self.unknown("a directory")
-        return [int.from_bytes(fields[0], "big") for fields in found]
+        try:
+            if all(fields[1] == "VNode" for fields in found):
+                return [int.from_bytes(fields[0], "big") for fields in found]
+        except (TypeError, IndexError) as error:
+            raise self.unknown("a directory") from error
+        raise self.unknown("a directory")
 
     def has_bucket(self, node: int) -> bool:
         """Return whether there is a vnode of this name."""
@@ -159,7 +162,7 @@ class Nodes:
                     raise self._unreadable()
                 if kind == "File":
                     found[name] = File(fields[3].hex(), fields[5], fields[9], fields[10], fields[4])
-                elif kind == "Dir":
+                elif kind == "Dir" and isinstance(fields[2], bytes):
                     found[name] = Dir(fields[2])
                 else:
                     raise self.unknown(f"a node of kind {kind!r}")

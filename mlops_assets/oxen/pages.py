@@ -123,9 +123,9 @@ class Snapshot:
     def _read(self, number: int, count: int) -> bytes:
         if not 2 <= number <= self._last_page or count > self._last_page - number + 1:
             raise self._damaged(f"it refers to page {number}, which it does not have")
-        raw = os.pread(self._fd, count * self._page_size, number * self._page_size)
-        if len(raw) < count * self._page_size:
+        if (number + count) * self._page_size > os.fstat(self._fd).st_size:  # before memory is taken for it
             raise self._damaged(f"it ends before page {number + count - 1}")
+        raw = os.pread(self._fd, count * self._page_size, number * self._page_size)
         if _HEADER.unpack_from(raw)[0] != number:
             raise self._damaged(f"page {number} is overwritten")
         return raw
