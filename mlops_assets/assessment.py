@@ -19,7 +19,7 @@ import dagster as dg
 from mlops_assets.errors import MlopsError
 from mlops_assets.oxen.repository import Repository
 from mlops_assets.oxen.tree import Commit
-from mlops_assets.pipeline import STAGES, Pipeline, Stage, require_here
+from mlops_assets.pipeline import STAGES, NoDataYet, Pipeline, Stage, require_here
 from mlops_assets.provenance import IN_PROGRESS, PIPELINE_TAG, asset_key, job_name, read_state, read_states
 from mlops_assets.spec import SPEC_FILE
 from mlops_assets.staleness import Materialization, Plan, Wanted, plan
@@ -31,13 +31,6 @@ WISH_TAG: Final = "mlops/wish"
 
 MOST_CHILDREN: Final = 8
 """Heads that are read at once; each costs a short-lived process."""
-
-
-class NoDataYet(MlopsError):
-    """A pipeline that was never given data."""
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        super().__init__(f"no data yet; `mlops data import {pipeline.name}` brings some")
 
 
 class AssessmentFailed(MlopsError):
@@ -141,7 +134,7 @@ def assess(
         try:
             pipeline, state = require_here(_current(folder)), states[folder.name]
             data, source = pipeline.spec.data, repository(pipeline.repository)
-            if not state and not source.path.exists():  # where something was made of data, they are lost
+            if not state and _is_new(source):  # where something was made of data, they are lost
                 return NoDataYet(pipeline)
             head = read_head(source, data.branch, data.path)
             return Assessment(pipeline, head, state, Wanted.of(pipeline, head.digest))
@@ -155,6 +148,11 @@ def assess(
     # Threads for the sake of Oxen's child processes, one for each head that has moved.
     with ThreadPoolExecutor(min(MOST_CHILDREN, os.cpu_count() or 1)) as pool:
         return {folder.name: now for folder, now in zip(folders, pool.map(one, folders), strict=True)}
+
+
+def _is_new(repository: Repository) -> bool:
+    """Whether there is none yet, or nothing was ever committed to it."""
+    return not repository.path.exists() or (repository.exists() and not repository.heads())
 
 
 _pipelines: dict[Path, tuple[bytes, Pipeline]] = {}

@@ -76,6 +76,13 @@ class PipelineElsewhere(MlopsError):
         super().__init__(f"{pipeline.name} is at the code location '{self.location}'; run this command on its host")
 
 
+class NoDataYet(MlopsError):
+    """A pipeline that was never given data."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        super().__init__(f"no data yet; `mlops data import {pipeline.name}` brings some")
+
+
 @dataclass(frozen=True)
 class Pipeline:
     """One folder below `defs/`, as it was on disk when it was loaded."""

@@ -211,6 +211,7 @@ def test_features_with_nulls_are_stopped(loop: Loop) -> None:
 def test_a_tick_says_what_keeps_it_from_deciding(loop: Loop) -> None:
     assert "no data yet; `mlops data import iris` brings some" in str(loop.tick())
     loop.repository.init()
+    assert "no data yet; `mlops data import iris` brings some" in str(loop.tick()), "a first import that was killed"
     loop.repository.commit("other", files={"other.csv": b"a\n1\n"})
     assert "iris.csv" in str(loop.tick())
     loop.commit(samples.iris())

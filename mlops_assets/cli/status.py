@@ -11,7 +11,7 @@ from rich.table import Table
 from mlops_assets.cli.console import out
 from mlops_assets.errors import MlopsError
 from mlops_assets.home import ensure_home, open_instance
-from mlops_assets.pipeline import PipelineElsewhere, find_pipeline, pipeline_folders
+from mlops_assets.pipeline import NoDataYet, PipelineElsewhere, find_pipeline, pipeline_folders
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,8 +61,6 @@ def _answering(version: int | None) -> str:
 
 def _state(now: Assessment | MlopsError, running: dg.DagsterRun | None) -> tuple[str, str]:
     """The data's commit, and what is stale."""
-    from mlops_assets.assessment import NoDataYet
-
     if isinstance(now, PipelineElsewhere):
         return "", f"elsewhere: code location '{now.location}' has it"
     if isinstance(now, NoDataYet):

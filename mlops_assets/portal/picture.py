@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mlops_assets.backup import note
 from mlops_assets.errors import MlopsError
-from mlops_assets.pipeline import PipelineElsewhere
+from mlops_assets.pipeline import NoDataYet, PipelineElsewhere
 from mlops_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -110,8 +110,6 @@ def _ends(instance: dg.DagsterInstance, runs: Sequence[str]) -> dict[str, dateti
 
 
 def _row(one: Overview, here: Settings, served: Mapping[str, int | None], ended: Mapping[str, datetime]) -> Row:
-    from mlops_assets.assessment import NoDataYet
-
     champion, damage = _champion(one, here)
     run = one.last_run
     row = Row(
