@@ -9,6 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from mlops_assets.backup import note
+from mlops_assets.backup.errors import BackupError
 from mlops_assets.doctor import server_files
 from mlops_assets.doctor.examination import Examination, examination
 from mlops_assets.settings import settings
@@ -102,3 +103,5 @@ def test_backups_that_nobody_makes(look: Examination) -> None:
     ]
     (look.here.home / note.NOTE).write_text("half a da", encoding="ascii")
     assert note.last(look.here.home) is None
+    with pytest.raises(BackupError, match="the archive is whole, but noting it failed at .*: No such file"):
+        note.leave(look.here.home / "gone", now)
