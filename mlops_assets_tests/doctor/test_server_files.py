@@ -103,5 +103,5 @@ def test_backups_that_nobody_makes(look: Examination) -> None:
     ]
     (look.here.home / note.NOTE).write_text("half a da", encoding="ascii")
     assert note.last(look.here.home) is None
-    with pytest.raises(BackupError, match="the archive is whole, but noting it failed at .*: No such file"):
+    with pytest.raises(BackupError, match=r"the archive is whole, but noting it failed at .*: No such file"):
         note.leave(look.here.home / "gone", now)
