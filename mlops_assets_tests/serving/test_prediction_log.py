@@ -219,15 +219,25 @@ def test_a_file_with_many_rows_is_finished(tmp_path: Path, monkeypatch: pytest.M
     assert [pl.read_parquet(file).height for file in files(tmp_path)] == [3, 3, 3]
 
 
-def test_an_unwritable_disk_fails_nobody_and_is_made_up_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unwritable_disk_fails_nobody_and_is_made_up_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     slot = table_slot(tmp_path)
     (tmp_path / "predictions").write_text("a file where a folder should be")
+    recorded, replace = threading.Event(), prediction_log._replace
+
+    def replace_then(path: Path, frame: pl.DataFrame, aside: Path) -> None:
+        recorded.wait()
+        replace(path, frame, aside)
+
+    monkeypatch.setattr(prediction_log, "_replace", replace_then)  # the first complaint comes after the last row
     metrics = Metrics()
     log = PredictionLog(tmp_path, 0, metrics, seconds=0.01, most_rows=7)
     batch = slot.from_records(TABLE_SAMPLE)
     with caplog.at_level(logging.ERROR):
         for request_id in "abcd":  # twelve rows, of which six find room
             record(log, slot, batch, request_id)
+        recorded.set()
         eventually(lambda: value(metrics, "mlops_prediction_log_errors_total") > 3)
     assert [one.message for one in caplog.records] == [  # once, however often it is tried
         f"the prediction log cannot be written to {tmp_path}/predictions/flowers/date=2026-03-04 (Not a directory): "
