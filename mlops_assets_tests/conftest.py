@@ -70,6 +70,11 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         patch.setenv("TMPDIR", folder)
         patch.setattr(tempfile, "tempdir", None)
         _hide_the_users(patch)
+        if "dagster" in sys.modules:
+            from dagster._core.storage.defs_state.base import DefsStateStorage
+
+            # An instance that is garbage collected sets the current one back, at any moment, to one that is closed.
+            patch.setattr(DefsStateStorage, "get", lambda: None)
         yield
 
 

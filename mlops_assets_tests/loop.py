@@ -11,7 +11,6 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 import pytest
-from dagster._core.storage.defs_state.base import set_defs_state_storage
 
 from mlops_assets.component import pipeline_definitions
 from mlops_assets.home import ensure_home, open_instance
@@ -61,8 +60,7 @@ class Loop:
         sensor = build_rematerialize([self.folder], list(pipeline.jobs or ()))
         platform = dg.Definitions(sensors=[sensor], resources=self.resources, executor=dg.in_process_executor)
         definitions = dg.Definitions.merge(pipeline, platform)
-        with set_defs_state_storage(None):  # a code server loads them, who knows no instance that a test had open
-            definitions.get_repository_def()
+        definitions.get_repository_def()
         return definitions
 
     def commit(self, table: pl.DataFrame | bytes, message: str = "change") -> Commit | None:

@@ -59,9 +59,16 @@ def tracking(home: Path) -> Iterator[Tracking]:
 @contextmanager
 def mlflow_server(home: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     """A lean MLflow server over the store of a home, which keeps what it is sent beside that; and its process."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    with socket.socket() as held:
+        # While this one has the port, nobody else is given it; the server may share it, as neither of both minds.
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        with _mlflow_server(home, held.getsockname()[1]) as started:
+            yield started
+
+
+@contextmanager
+def _mlflow_server(home: Path, port: int) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", "--serve-artifacts"]
     command += ["--backend-store-uri", f"sqlite:///{home}/mlflow/mlflow.db"]
     command += ["--artifacts-destination", str(home / "mlflow" / "served")]
@@ -73,7 +80,7 @@ def mlflow_server(home: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]
         )
     url = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while not answers(f"{url}/health"):
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()

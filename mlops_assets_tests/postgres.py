@@ -89,7 +89,7 @@ def postgres() -> Iterator[Postgres]:
                 serve, cwd=folder, env={}, stdout=log, stderr=log, user=account, group=account, start_new_session=True
             )
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 180
             while not server.answers():
                 assert process.poll() is None, (folder / "log").read_text()
                 assert time.monotonic() < deadline, (folder / "log").read_text()

@@ -25,6 +25,7 @@ from mlops_assets.push import PushError, answers, push
 from mlops_assets.services import Service, started
 from mlops_assets.settings import PROJECT, Settings, settings
 from mlops_assets.staleness import Plan
+from mlops_assets_tests.processes.conftest import free_ports
 
 pytestmark = pytest.mark.slow
 
@@ -36,9 +37,11 @@ def port_that_refuses() -> Iterator[int]:
         yield taken.getsockname()[1]
 
 
-def free_port() -> int:
-    with port_that_refuses() as port:
-        return port
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may take its time."""
+    monkeypatch.setattr(push_, "CONNECT_SECONDS", 60.0)
+    monkeypatch.setattr(push_, "LAUNCH_SECONDS", 180.0)
 
 
 @pytest.fixture
@@ -65,7 +68,7 @@ def now(here: Settings, instance: dg.DagsterInstance) -> Assessment:
 @contextmanager
 def webserver(here: Settings, *options: str, workspace: Path = PROJECT / "workspace.yaml") -> Iterator[None]:
     """A real Dagster webserver over the home, without a daemon: runs stay queued."""
-    here.dagster_port = free_port()
+    (here.dagster_port,) = free_ports(1)
     command = [sys.executable, "-m", "dagster_webserver", "-w", str(workspace)]
     command += ["-h", here.host, "-p", str(here.dagster_port), *options]
 
@@ -171,7 +174,7 @@ def test_the_run_is_what_the_sensor_would_ask_for(
         (sensor,) = [tag for key, tag in run.tags.items() if key == SENSOR_NAME_TAG]
         selector = f'{{repositoryName: "{push_.REPOSITORY}", repositoryLocationName: "{here.location}"}}'
         text = f"{{sensorsOrError(repositorySelector: {selector}) {{... on Sensors {{results {{name}}}}}}}}"
-        answer = httpx.post(f"{here.dagster_url}/graphql", json={"query": text}, trust_env=False, timeout=30).json()
+        answer = httpx.post(f"{here.dagster_url}/graphql", json={"query": text}, trust_env=False, timeout=180).json()
         assert sensor in [each["name"] for each in answer["data"]["sensorsOrError"]["results"]]
 
         again = push(now, instance, here)

@@ -24,7 +24,9 @@ pytestmark = pytest.mark.slow
 
 SEED = int(os.environ.get("MLOPS_TEST_SEED", secrets.randbelow(2**32)))  # here: tests do not see the variables
 SIZES = (100, 50_000, 6_000_000)
-LATEST_SECONDS = 0.12
+MOMENTS = ((b"put\n", 0.12), (b"large\n", 0.003))
+"""When a writer is killed: so many seconds at most after it has put an entry, or has begun to write a large file."""
+
 MOST_POINTS = 300
 
 WRITER = """
@@ -32,6 +34,13 @@ import hashlib, itertools, os, sys
 from mlops_assets.fingerprint import Recipe
 from mlops_assets.store import Store
 from mlops_assets.upkeep import collect, entries, set_aside
+
+write = Store._write
+def telling(store, path, data):
+    if len(data) > 1_000_000:
+        print("large", flush=True)
+    write(store, path, data)
+Store._write = telling
 
 store, clear = Store(sys.argv[1]), sys.argv[2] == "clearing"
 for number in itertools.count():
@@ -62,9 +71,10 @@ def test_whatever_the_moment_what_is_visible_is_whole(
         if point >= points and torn >= in_the_middle:
             break
         assert point < MOST_POINTS, f"{SEED}: only {torn} kills of {point} hit a writer in the middle"
-        delay = chance.uniform(0, LATEST_SECONDS)
-        at = f"MLOPS_TEST_SEED={SEED}, point {point}, {delay:.4f} s after the first entry"
-        kill_writer(tmp_path, work, delay)
+        said, latest = chance.choice(MOMENTS)
+        delay = chance.uniform(0, latest)
+        at = f"MLOPS_TEST_SEED={SEED}, point {point}, {delay:.4f} s after {said!r}"
+        kill_writer(tmp_path, work, said, delay)
         assert list(verify(store)) == [], at
         torn += any(is_torn(Path(one.url)) for slot in entries(store) for one in slot.leftovers)
         for recipe in recipes:
@@ -93,14 +103,14 @@ def is_torn(attempt: Path) -> bool:
     return set(sizes) != {"first", "second"} or sizes["first"] != sizes["second"]
 
 
-def kill_writer(place: Path, work: str, delay: float) -> None:
-    """Start a writer, and kill it some time after its first entry."""
+def kill_writer(place: Path, work: str, said: bytes, delay: float) -> None:
+    """Start a writer, and kill it some time after it has said that for the first time."""
     command = [sys.executable, "-c", WRITER, str(place), work, *map(str, SIZES)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     try:
         assert process.stdout
         with process.stdout:
-            assert process.stdout.readline() == b"put\n"
+            assert said in iter(process.stdout.readline, b"")
             time.sleep(delay)
     finally:
         process.kill()

@@ -233,7 +233,7 @@ def test_what_may_not_be_removed_is_one_sentence(disk: Store) -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=180,
         preexec_fn=without_rights_of_root,
     )
     folder.chmod(0o755)

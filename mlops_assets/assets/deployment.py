@@ -78,6 +78,8 @@ def _seen(slot: "Slot") -> dict[str, Any]:
     while True:
         try:
             told = httpx.get(url, timeout=2, trust_env=False).json()
+        except httpx.ReadTimeout:
+            told = "it is up, and too busy to say"
         except (httpx.HTTPError, ValueError):
             return {"model server": "not up; it answers with this version as soon as it starts"}
         versions = told.get("versions", []) if isinstance(told, dict) else []

@@ -6,7 +6,8 @@ Belongs here: what is refused, unpacking aside, and making visible what was veri
 Files go into a folder aside, at the top of each section, and are hashed on their way. Only when the last one is
 verified, PostgreSQL's databases are loaded, and the files renamed into their places. A restore that fails empties the
 databases again. One that is killed leaves a folder that the next one clears away, and a home that is as empty as it
-was; databases that it had loaded by then are refused by the next one, with the command that empties them.
+was, unless it was killed among the renames: what had its place by then is refused by the next one. So are databases
+that were loaded by then, with the command that empties them.
 """
 
 from __future__ import annotations

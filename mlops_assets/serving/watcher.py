@@ -89,14 +89,17 @@ class Watcher:
         self._outage = ""
         for name, pipeline in pipelines.items():
             wanted = found.get(pipeline.model_name)
-            path = pointer_file(self._home, name)
-            if self._done.get(name) == (wanted, pipeline, _changed(path)):
+            stamp = _changed(pointer_file(self._home, name))
+            if self._done.get(name) == (wanted, pipeline, stamp):
                 continue
             if self._failed.get(name) == (wanted, pipeline) and time.monotonic() < self._again[name]:
                 continue
             try:
-                self._move(pipeline, wanted)
-                self._done[name] = wanted, pipeline, _changed(path)
+                # What was just written is read at the next look: another process may have written after us.
+                if self._move(pipeline, wanted):
+                    self._done.pop(name, None)
+                else:
+                    self._done[name] = wanted, pipeline, stamp
                 self._failed.pop(name, None)
             except Exception as error:  # noqa: BLE001  whatever it is, the other pipelines are followed
                 self._failed[name], self._again[name] = (wanted, pipeline), time.monotonic() + AGAIN_SECONDS
@@ -130,13 +133,14 @@ class Watcher:
                     log.warning("%s: %s", name, problem)
                     write_pointer(self._home, before.model_copy(update={"problem": problem}))
 
-    def _move(self, pipeline: Pipeline, wanted: Registered | None) -> None:
+    def _move(self, pipeline: Pipeline, wanted: Registered | None) -> bool:
+        """Let the pointer say what is wanted; whether it had to be written."""
         path = pointer_file(self._home, pipeline.name)
         if wanted is None:
             if path.exists():
                 log.warning("%s: no version is champion any more, so none answers", pipeline.name)
                 path.unlink(missing_ok=True)
-            return
+            return False
         before = None
         with suppress(ContractError):  # a damaged pointer is written anew
             before = read_pointer(path)
@@ -148,6 +152,7 @@ class Watcher:
             log.info("%s: version %d is to answer", pipeline.name, pointer.version)
         with suppress(OSError):
             tidy(self._home, pipeline.name, pointer.key)
+        return pointer != before
 
     def _tell(self, pipeline: Pipeline, wanted: Registered | None, problem: str) -> None:
         """Leave the reason where workers and people find it; the version that answers stays."""

@@ -70,8 +70,7 @@ def test_a_server_comes_back(project: Project, server: Postgres, tmp_path: Path)
 
     empty = tmp_path / "restored"
     runs = server.sql("SELECT count(*) FROM runs", "dagster")
-    for process in project.alive():
-        process.kill()
+    project.kill()
     server.empty("dagster")
     server.empty("mlflow")
     done = project.mlops("restore", str(file), "--into", str(empty))

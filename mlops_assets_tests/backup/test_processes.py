@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mlops_assets.backup import note
+from mlops_assets.backup.contents import ARRIVING
 from mlops_assets.backup.restore import verify
 from mlops_assets.data import samples
 from mlops_assets.oxen.repository import Repository
@@ -79,14 +80,17 @@ def test_writers_that_do_not_stop(project: Project, tmp_path: Path) -> None:
         aliases.register(tracking, name="iris", model_uri=uri, tags=tags)
     writers = [project.start(sys.executable, "-c", text, str(project.home)) for text in (COMMITS, MOVES, OUTPUTS)]
     ledger = project.home / "ledger" / "iris.jsonl"
-    project.wait_for(lambda: ledger.exists() and len(ledger.read_bytes().splitlines()) > 4, "moves")
-    entries = []
+
+    def entries() -> int:
+        return len(ledger.read_bytes().splitlines()) if ledger.exists() else 0
+
+    seen = 4
     for number in range(2):
+        project.wait_for(lambda: entries() > seen, "moves")  # noqa: B023
         done = project.mlops("backup", str(tmp_path / f"{number}.tar"))
         assert done.returncode == 0, done.stdout + done.stderr
-        entries.append(len(ledger.read_bytes().splitlines()))
-    project.wait_for(lambda: len(ledger.read_bytes().splitlines()) > entries[-1], "moves to go on")
-    assert entries[0] < entries[1], "nobody moved anything between two backups"
+        seen = entries()
+    project.wait_for(lambda: entries() > seen, "moves to go on")
     assert [writer.poll() for writer in writers] == [None] * 3, project.told()
     for writer in writers:
         writer.kill()
@@ -215,13 +219,24 @@ def test_killed_at_any_moment(here: Settings, place: Path) -> None:
     lasts = ended(RESTORE, target, place / "unhindered")
     for _ in range(5):
         ended(RESTORE, target, into, after=moments.uniform(0, 1) * lasts)
-        visible = {path.name for path in into.iterdir()} if into.exists() else set()
-        if visible - {"store", "mlflow", "up.lock", "serve.lock", ".restore"}:
+        if visible(into):
+            assert arrived(into) == arrived(place / "unhindered"), "nothing is visible before everything is there"
             break  # it was quicker than the kill
-        assert not [path for path in (into / "store").rglob("*") if path.is_file() and ".restore" not in path.parts]
     else:
         ended(RESTORE, target, into)
     assert target.read_bytes() == whole
+
+
+def visible(home: Path) -> set[Path]:
+    """The files of a home that a restore has put into their places."""
+    files = {path.relative_to(home) for path in home.rglob("*") if path.is_file()}
+    return {file for file in files if ARRIVING not in file.parts} - {Path("up.lock"), Path("serve.lock")}
+
+
+def arrived(home: Path) -> set[Path]:
+    """Those, and the ones that wait aside, by their places."""
+    files = {path.relative_to(home) for path in home.rglob("*") if path.is_file()}
+    return {Path(*(part for part in file.parts if part != ARRIVING)) for file in files}
 
 
 def ended(text: str, *arguments: Path, after: float | None = None) -> float:

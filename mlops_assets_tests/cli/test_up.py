@@ -1,5 +1,6 @@
 """`mlops up` where it needs no Dagster and no MLflow to be proven; `processes/` has the rest."""
 
+import itertools
 import signal
 import socket
 from collections.abc import Iterator
@@ -46,9 +47,13 @@ def test_a_dead_service_is_started_again_and_not_for_ever(
 ) -> None:
     """With a Dagster that ends at once, beside two that would go on."""
     pids = tmp_path / "pids"
+    starts = itertools.count(1)
 
     def going_on(here: Settings) -> Service:
-        return Service("other", ["sh", "-c", f"echo $$ >> {pids}; exec sleep 600"], here.home / "other.log")
+        command, number = ["sh", "-c", f"echo $$ >> {pids}; exec sleep 600"], next(starts)
+        # Else it may be stopped, for Dagster has ended, before it has said who it is.
+        said = lambda: pids.exists() and pids.read_text().count("\n") == number  # noqa: E731
+        return Service("other", command, here.home / "other.log", ready=said)
 
     def ending(here: Settings) -> Service:
         return Service("Dagster", ["sh", "-c", "echo out of luck; exit 3"], here.home / "dagster.log")

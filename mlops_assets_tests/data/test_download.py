@@ -36,6 +36,8 @@ class Server(ThreadingHTTPServer):
         self.statuses: list[int] = []  # of the first answers, before good ones
         self.drops: list[int] = []  # bytes after which the first connections are lost
         self.pause = 0.0  # seconds between pieces
+        self.goes_on = threading.Event()  # awaited after `most` bytes of an answer
+        self.most = len(CONTENT)
         self.asked: list[dict[str, str]] = []
         self.type = "text/csv"
         self.moved = ""  # where to send everybody
@@ -93,6 +95,8 @@ class Handler(BaseHTTPRequestHandler):
         stop = server.drops.pop(0) if server.drops else len(body)
         with contextlib.suppress(OSError):  # the client may be gone
             for place in range(0, stop, 50_000):
+                if place >= server.most:
+                    server.goes_on.wait(60)
                 self.wfile.write(body[place : min(stop, place + 50_000)])
                 time.sleep(server.pause)
 
@@ -301,7 +305,7 @@ def test_one_of_several_processes_fetches_and_the_others_wait(server: Server, tm
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_process_leaves_what_the_next_goes_on_from(server: Server, tmp_path: Path, sent: int) -> None:
-    server.pause = 0.05
+    server.most = 300_000
     target = tmp_path / "file.bin"
     process = started(server, target)
     part = tmp_path / "file.bin.part"
@@ -313,7 +317,8 @@ def test_an_interrupted_process_leaves_what_the_next_goes_on_from(server: Server
     assert process.returncode != 0
     assert (b"KeyboardInterrupt" in told) is (sent == signal.SIGINT)
     assert not target.exists()
-    server.pause = 0
+    server.most = len(CONTENT)
+    server.goes_on.set()
     fetch(server.url, SHA256, target)
     assert target.read_bytes() == CONTENT
     assert int(server.asked[-1]["Range"].removeprefix("bytes=").removesuffix("-")) > 200_000

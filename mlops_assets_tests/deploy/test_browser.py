@@ -18,6 +18,7 @@ from mlops_assets.deploy import edge
 from mlops_assets.deploy.browser import LICENCES, PACKAGE, PAGE, RELEASE, RUNTIME, runtime_files, write_page
 from mlops_assets.deploy.edge import EdgeError, fresh_bundle
 from mlops_assets.serving.slot import Slot
+from mlops_assets_tests.serving.brokers import wait_for
 from mlops_assets_tests.serving.made import IMAGE_FEATURES, loaded, publish_images, publish_table
 
 NODE, CHROMIUM = shutil.which("node"), shutil.which("chromium") or shutil.which("chromium-browser")
@@ -179,15 +180,25 @@ def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
             server.terminate()
 
 
-def opened(address: str, profile: Path) -> str:
-    """The page as a real browser makes it."""
+def opened(address: str, profile: Path, until: str) -> str:
+    """The page as a real browser makes it, when it has what is said.
+
+    The browser's own clock may be over before the runtime is ready, on a busy machine: then it is opened again.
+    """
     assert CHROMIUM
     command = [
         *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=30000"),
         *(f"--user-data-dir={profile}", "--dump-dom", address),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout
+    page = ""
+
+    def shows() -> bool:
+        nonlocal page
+        page = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+        return until in page
+
+    wait_for(shows, until, 240)
+    return page
 
 
 @pytest.mark.slow
@@ -199,7 +210,7 @@ def test_a_browser_answers_as_the_registered_version(
     home = tmp_path / "home"
     slot = plain_table(home) if kind == "table" else loaded(home, publish_images(home))
     write(slot, folder, runtime)
-    page = opened(address, tmp_path / "profile")
+    page = opened(address, tmp_path / "profile", "data-outcome=")
     outcome = re.search(r'id="selftest"[^>]*data-outcome="(\w+)"[^>]*>([^<]+)<', page)
     assert outcome
     assert outcome[1] == "passed", outcome[2]
@@ -218,7 +229,7 @@ def test_a_browser_that_answers_otherwise_says_so(
     sample = json.loads((folder / "sample.json").read_text())
     sample["answers"][1][0] += 0.002
     (folder / "sample.json").write_text(json.dumps(sample))
-    page = opened(address, tmp_path / "profile")
+    page = opened(address, tmp_path / "profile", "data-outcome=")
     assert re.search(r'data-outcome="failed"[^>]*>failed: 3 rows from training', page)
 
 
@@ -246,7 +257,7 @@ def test_an_image_file_is_seen_as_in_training(
     """)
     index = folder / "index.html"
     index.write_text(index.read_text().replace("</head>", '<script type="module" src="choose.js"></script></head>'))
-    page = opened(address, tmp_path / "profile")
+    page = opened(address, tmp_path / "profile", "data-pixels=")
     found = re.search(r'data-pixels="([\d,]+)"', page)
     assert found
     (wanted,) = slot.from_files([(folder / "photo.png").read_bytes()])

@@ -77,7 +77,7 @@ def bare(tmp_path: Path, *packages: str) -> dict[str, str]:
 
 def predict(bundle: Path, *arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-B", *(["-S"] if env else []), str(bundle / "predict.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=env, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=env, timeout=120, check=False)
 
 
 Refusal = Callable[[Path, Path], str]

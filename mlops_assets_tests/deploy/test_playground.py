@@ -49,9 +49,9 @@ class Playground:
 
     def ask(self, *values: Any) -> tuple[str, Any]:
         """What a person is shown: an event, and the classes with their probabilities or the error."""
-        asked = httpx.post(f"{self.url}/gradio_api/call/classify", json={"data": values}, timeout=30)
+        asked = httpx.post(f"{self.url}/gradio_api/call/classify", json={"data": values}, timeout=60)
         event = asked.raise_for_status().json()["event_id"]
-        told = httpx.get(f"{self.url}/gradio_api/call/classify/{event}", timeout=30).text
+        told = httpx.get(f"{self.url}/gradio_api/call/classify/{event}", timeout=60).text
         name, data = re.findall(r"event: (\w+)\ndata: (.*)", told)[-1]
         return name, json.loads(data)
 
@@ -72,7 +72,7 @@ def playgrounds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     finally:
         for one in running.values():
             one.process.terminate()
-            one.process.wait(30)
+            one.process.wait(60)
 
 
 def picture(height: int, width: int) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def test_the_page_shows_the_answer_and_loads_nothing_from_elsewhere(
         page = subprocess.run([*command, url], capture_output=True, text=True, timeout=120, check=True).stdout
         return "versicolor" in page
 
-    wait_for(answered, "the form's first answer")
+    wait_for(answered, "the form's first answer", 240)
     assert "flowers, version 1" in page
     assert "95 % interval: 91.0 to 98.0 %" in page
     shown = re.sub(r"<[^>]+>", " ", page)

@@ -43,12 +43,12 @@ def test_all_champions_have_a_page_and_a_new_one_takes_over(tmp_path: Path) -> N
     try:
         wait_for(lambda: shows('<a href="flowers/">flowers</a>, version 1'), "the playgrounds", 120)
         assert shows('<a href="scans/">scans</a>, version 1')
-        assert "flowers, version 1" in httpx.get(f"{url}flowers/", timeout=30).raise_for_status().text
+        assert "flowers, version 1" in httpx.get(f"{url}flowers/", timeout=60).raise_for_status().text
         row = TABLE_SAMPLE[0]
         given = {"data": [row["length"], row["width"], row["colour"] or "unknown"]}
         call = f"{url}flowers/gradio_api/call/classify"
-        event = httpx.post(call, json=given, timeout=30).raise_for_status().json()["event_id"]
-        name, data = re.findall(r"event: (\w+)\ndata: (.*)", httpx.get(f"{call}/{event}", timeout=30).text)[-1]
+        event = httpx.post(call, json=given, timeout=60).raise_for_status().json()["event_id"]
+        name, data = re.findall(r"event: (\w+)\ndata: (.*)", httpx.get(f"{call}/{event}", timeout=60).text)[-1]
         assert name == "complete"
         assert set(json.loads(data)[0]) == {"label", "confidences"}
 
@@ -57,5 +57,5 @@ def test_all_champions_have_a_page_and_a_new_one_takes_over(tmp_path: Path) -> N
         assert len(list(temporary.glob("mlops-playground-*"))) == 1
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(30)
+        process.wait(60)
     assert list(temporary.glob("mlops-playground-*")) == []

@@ -231,7 +231,7 @@ def test_a_push_that_is_killed_leaves_the_space_as_it_was(space: Hub, first: Pat
     space.hold.clear()
     space.committing.clear()
     process = pushing(space, second)
-    assert space.committing.wait(60)
+    assert space.committing.wait(120)
     assert space.files == before
     process.send_signal(signal.SIGKILL)
     process.communicate()

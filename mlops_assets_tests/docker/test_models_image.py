@@ -53,8 +53,8 @@ def test_it_answers_without_what_training_needs(tmp_path: Path) -> None:
     try:
         wait_for(lambda: answers(f"http://127.0.0.1:{http}/v2/health/ready"), log.read_text() or "an answer")
         asked = {"rows": [{name: value for name, value in TABLE_SAMPLE[0].items() if name != "count"}]}
-        told = httpx.post(f"http://127.0.0.1:{http}/models/flowers/predict", json=asked, trust_env=False)
+        told = httpx.post(f"http://127.0.0.1:{http}/models/flowers/predict", json=asked, trust_env=False, timeout=60)
         assert told.status_code == 200, told.text
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0, log.read_text()
+        assert process.wait(180) == 0, log.read_text()

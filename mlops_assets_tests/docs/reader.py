@@ -91,7 +91,17 @@ class Reader:
 
     def end(self) -> None:
         """Kill what still runs with this home."""
+        while found := self._alive():
+            for process in found:
+                with suppress(psutil.Error):
+                    process.kill()
+            psutil.wait_procs(found, 1)
+
+    def _alive(self) -> list[psutil.Process]:
+        found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
-                if process.environ().get("MLOPS_HOME") == str(self.root / HOME) and process.pid != os.getpid():
-                    process.kill()
+                ours = process.environ().get("MLOPS_HOME") == str(self.root / HOME) and process.pid != os.getpid()
+                if ours and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found

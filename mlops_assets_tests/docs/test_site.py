@@ -52,7 +52,7 @@ class Elements(HTMLParser):
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("docs") / "site"
     command = [str(Path(sys.executable).with_name("mkdocs")), "build", "--strict", "-f", str(CONFIGURATION)]
-    done = subprocess.run([*command, "-d", str(target)], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([*command, "-d", str(target)], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return target
 
@@ -117,7 +117,7 @@ def test_a_browser_shows_a_page_and_is_refused_nothing(site: Path, tmp_path: Pat
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         Thread(target=server.serve_forever).start()
         address = f"http://127.0.0.1:{server.server_port}/concepts.html"
-        done = subprocess.run([*command, address], capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run([*command, address], capture_output=True, text=True, timeout=300, check=False)
         server.shutdown()
     assert 'id="the-recipe-and-the-store"' in done.stdout
     assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []

@@ -2,9 +2,10 @@
 
 import ipaddress
 import os
+import re
 import shutil
+import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -82,7 +83,15 @@ def nginx(folder: Path, servers: str) -> Iterator[None]:
     user = "" if os.geteuid() else "user root;"  # else its workers could not read what pytest's folders keep
     file.write_text(_CONFIGURATION.format(user=user, folder=folder, servers=servers))
     subprocess.run([program, "-t", "-q", "-c", file], check=True)
-    service = Service("nginx", [program, "-c", str(file)], folder / "output.log", ready=(folder / "nginx.pid").exists)
-    with started([service], timeout=30):
-        time.sleep(0.2)  # the file is there a moment before nginx listens
+    ports = [int(port) for port in re.findall(r"listen 127\.0\.0\.1:(\d+)", servers)]
+
+    def listens() -> bool:
+        try:
+            for port in ports:
+                socket.create_connection(("127.0.0.1", port), timeout=60).close()
+        except OSError:
+            return False
+        return True
+
+    with started([Service("nginx", [program, "-c", str(file)], folder / "output.log", ready=listens)]):
         yield

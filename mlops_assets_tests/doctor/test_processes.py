@@ -22,6 +22,7 @@ from mlops_assets.provenance import PIPELINE_TAG
 from mlops_assets.settings import settings
 from mlops_assets.tracking import tags as keys
 from mlops_assets.tracking.runs import Tracking
+from mlops_assets_tests.processes.conftest import free_ports
 
 HOLDER = """
 import socket, sys, time
@@ -93,11 +94,10 @@ def by_check(found: Iterator[Finding]) -> dict[str, Finding]:
 
 
 def test_free_ports_and_one_that_somebody_has(look: Examination) -> None:
-    with socket.socket() as free, socket.create_server(("127.0.0.1", 0)) as taken:
-        free.bind(("127.0.0.1", 0))
-        look.here.dagster_port, look.here.mlflow_port = free.getsockname()[1], taken.getsockname()[1]
-        look.here.serve_port = look.here.grpc_port = free.getsockname()[1]
-        free.close()
+    (free,) = free_ports(1)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        look.here.dagster_port, look.here.mlflow_port = free, taken.getsockname()[1]
+        look.here.serve_port = look.here.grpc_port = free
         found = by_check(processes.ports(look))
     assert found["Dagster's port"].result == "ok"
     one = found["MLflow's port"]

@@ -151,7 +151,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[set[str]]:
 
 def page(port: int) -> str:
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=10, trust_env=False).text
+        return httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=60, trust_env=False).text
     except httpx.HTTPError:
         return ""
 

@@ -165,30 +165,39 @@ COMMITTER = """
 import sys
 from pathlib import Path
 from mlops_assets.oxen.repository import Repository
-repo = Repository(Path(sys.argv[1]))
-for n in range(int(sys.argv[2])):
+repo, least, most, until = Repository(Path(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+for n in range(most):
+    if n >= least and until.exists():
+        break
     # what a deleted branch had is without a commit, and is committed again three rounds later
     repo.create_branch(f"side-{n}", "dev")
-    repo.commit("side", files={f"side/{k}": b"side %d %d" % (n % 3, k) for k in range(12)}, branch=f"side-{n}")
+    files = {f"side/{k}": b"side %d %d %d" % (n // 6, n % 3, k) for k in range(12)}
+    repo.commit("side", files=files, branch=f"side-{n}")
     if n % 2:
         assert repo.merge(f"side-{n}", "dev")
     repo.delete_branch(f"side-{n}", force=True)
     assert repo.commit("take", files={"round": b"%d" % n}, remove=["side"] if n % 2 else [], branch="dev")
-print("ended")
+    rounds = n + 1
+print("rounds", rounds)
 """
 
 
 @pytest.mark.slow
-def test_cleanup_beside_a_writer_takes_nothing_from_it(repo: Repository) -> None:
-    """The writer adds contents that were without a commit a moment ago, as the clean-up looks for those."""
-    with subprocess.Popen(
-        [sys.executable, "-c", COMMITTER, str(repo.path), "10"], cwd=ROOT, stdout=subprocess.PIPE
-    ) as writer:
+def test_cleanup_beside_a_writer_takes_nothing_from_it(repo: Repository, tmp_path: Path) -> None:
+    """The writer adds contents that were without a commit a moment ago, as the clean-up looks for those.
+
+    It goes on until a clean-up has found some.
+    """
+    found = tmp_path / "found"
+    command = [sys.executable, "-c", COMMITTER, str(repo.path), "10", "300", str(found)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as writer:
         removed = 0
         while writer.poll() is None:
             removed += repo.cleanup(0).contents.files
+            if removed:
+                found.touch()
         assert writer.stdout is not None
-        assert writer.stdout.read() == b"ended\n"
+        rounds = int(writer.stdout.read().split()[-1])
     assert removed > 0
     assert repo.fsck(history=True).sound
-    assert len(repo.log("dev")) == 3 + 10 + 5
+    assert len(repo.log("dev")) == 3 + rounds + rounds // 2

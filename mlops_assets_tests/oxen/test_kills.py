@@ -26,7 +26,7 @@ FILES_PER_STEP = 14  # that the writer gives at once, and salts
 # Each line "done <branch> <commit>" acknowledges what a branch has from then on. New directories are made in two steps
 # (see salting), so that every way of committing is interrupted.
 WRITER = """
-import sys
+import signal, sys
 from pathlib import Path
 from mlops_assets.oxen.repository import Repository
 repo, start = Repository(Path(sys.argv[1])), int(sys.argv[2])
@@ -51,6 +51,7 @@ print("ready", flush=True)
 for n in range(start, start + 100):
     branch, commit = steps[n % len(steps)](n)
     print("done", branch, commit.id if commit else "-", flush=True)
+signal.pause()  # it is always killed, however late
 """
 
 
@@ -68,16 +69,17 @@ def _interrupted(repo: Repository, start: int, random_: random.Random) -> list[t
     assert process.stdout.readline() == "ready\n", process.communicate()[1]
     read = [process.stdout.readline() for _ in range(random_.randint(0, 3))]
     time.sleep(random_.uniform(0, 0.15))
+    process.send_signal(signal.SIGSTOP)  # or it would start another worker between here and its end
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
     workers = psutil.Process(process.pid).children(recursive=True)
     groups = [process.pid, *(worker.pid for worker in workers)]  # a worker is the leader of a group of its own
     random_.shuffle(groups)
     for group in groups:
         with suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
-    out, err = process.communicate(timeout=20)
-    # Where its worker went first, it may have said so before its own turn came.
-    assert process.returncode == -signal.SIGKILL or "was ended by SIGKILL; look for" in err, err
-    _, alive = psutil.wait_procs(workers, timeout=20)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL, err
+    _, alive = psutil.wait_procs(workers, timeout=120)
     assert alive == []
     told = [line.split() for line in [*read, *out.splitlines()]]
     return [(branch, commit) for _, branch, commit in told if commit != "-"]

@@ -1,10 +1,12 @@
 """The fixture of all tests here: a checkout with a home, and nothing left running when it is gone."""
 
+import itertools
 import os
+import random
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -51,10 +53,26 @@ def trained(tmp_path_factory: pytest.TempPathFactory, project: Project) -> Proje
     return project
 
 
+def _ports() -> Iterator[int]:
+    """Ports to try, in turn and from a random one on, of a range that no other worker of this run tries.
+
+    They are below those that Linux gives away by itself: somebody would get one between our look and its server's.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    own = range(20_000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")), 32_000, workers)
+    start = random.SystemRandom().randrange(len(own))
+    return itertools.cycle([*own[start:], *own[:start]])
+
+
+_turn = _ports()
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
-    with ExitStack() as stack:
-        listeners = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for listener in listeners:
-            listener.bind(("127.0.0.1", 0))
-        return [listener.getsockname()[1] for listener in listeners]
+    """Ports that nobody listens on, and that nobody else is given."""
+    found: list[int] = []
+    while len(found) < count:
+        port = next(_turn)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            found.append(port)
+    return found

@@ -88,11 +88,11 @@ class Project:
     def release_trainings(self) -> None:
         self.gate.unlink()
 
-    def mlops(self, *arguments: str, timeout: float = 120, **variables: str) -> "subprocess.CompletedProcess[str]":
+    def mlops(self, *arguments: str, timeout: float = 300, **variables: str) -> "subprocess.CompletedProcess[str]":
         """Run a command to its end."""
         return self.call([script("mlops"), *arguments], timeout=timeout, **variables)
 
-    def call(self, command: list[str], timeout: float = 120, **variables: str) -> "subprocess.CompletedProcess[str]":
+    def call(self, command: list[str], timeout: float = 300, **variables: str) -> "subprocess.CompletedProcess[str]":
         """Run any command in the checkout to its end."""
         environment = self.environment | variables
         return subprocess.run(
@@ -120,7 +120,7 @@ class Project:
 
     def serves(self, version: int) -> bool:
         """Whether the model server answers with a version of iris."""
-        told = httpx.get(f"{self.serve_url}/health", timeout=5, trust_env=False, verify=False).json()
+        told = httpx.get(f"{self.serve_url}/health", timeout=60, trust_env=False, verify=False).json()
         return told["pipelines"].get("iris", {}).get("version") == version
 
     def up(self) -> "subprocess.Popen[bytes]":
@@ -140,21 +140,28 @@ class Project:
         """Every process that has this home in its environment, whoever its parent is now."""
         found = []
         for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                if process.environ().get("MLOPS_HOME") == str(self.home) and process.pid != os.getpid():
+            with suppress(psutil.Error):  # one that ends meanwhile
+                ours = process.environ().get("MLOPS_HOME") == str(self.home) and process.pid != os.getpid()
+                if ours and process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
-        return [process for process in found if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+        return found
+
+    def kill(self) -> None:
+        """Kill everything, also what one of them started while the others were killed."""
+        while found := self.alive():
+            for process in found:
+                with suppress(psutil.Error):
+                    process.kill()
+            psutil.wait_procs(found, 1)
 
     def end(self) -> None:
         """Kill whatever is left."""
-        for process in self.alive():
-            with suppress(psutil.Error):
-                process.kill()
+        self.kill()
         for process in self.started:
             process.wait()
         self.closing.close()
 
-    def wait_for(self, condition: Callable[[], T], what: str, timeout: float = 90) -> T:
+    def wait_for(self, condition: Callable[[], T], what: str, timeout: float = 180) -> T:
         """Poll until a condition holds; a failure quotes the logs."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
@@ -224,7 +231,7 @@ class Project:
                 tick.timestamp > now and not re.search(r"\biris\b", tick.skip_reason or "iris") for tick in newest
             )
 
-        self.wait_for(settled, "the sensor to find nothing stale", 180)
+        self.wait_for(settled, "the sensor to find nothing stale", 300)
 
     def tracking(self) -> Tracking:
         uri = self.environment.get("MLFLOW_TRACKING_URI")
@@ -246,6 +253,21 @@ class Project:
 
     def is_training(self) -> bool:
         return ("model", "RUNNING") in self.mlflow_statuses()
+
+    def training(self) -> str:
+        """The Dagster run that trains now."""
+        (found,) = [
+            run.data.tags[keys.DAGSTER_RUN]
+            for run in self.mlflow_runs()
+            if keys.DAGSTER_RUN in run.data.tags and run.info.status == "RUNNING"
+        ]
+        return str(found)
+
+    def status(self, run_id: str) -> str:
+        """The status of a Dagster run."""
+        run = self.instance.get_run_by_id(run_id)
+        assert run is not None
+        return run.status.value
 
     def holder(self, run_id: str) -> psutil.Process:
         """The process that holds a run's lock."""
@@ -296,8 +318,8 @@ def copy_package(root: Path) -> None:
         shutil.copyfile(PACKAGE_ROOT.parent / name, root / name)
 
 
-def send(process: "subprocess.Popen[bytes]", number: signal.Signals, timeout: float = 30) -> tuple[int, float]:
-    """Send a signal and wait; the exit code and the seconds that it took.
+def send(process: "subprocess.Popen[bytes]", number: signal.Signals, timeout: float = 180) -> int:
+    """Send a signal and wait; the exit code.
 
     Once more every ten seconds, as a person would: Python drops an interrupt that hits a weak reference's callback.
     """
@@ -305,7 +327,7 @@ def send(process: "subprocess.Popen[bytes]", number: signal.Signals, timeout: fl
     while True:
         process.send_signal(number)
         try:
-            return process.wait(min(timeout, 10)), time.monotonic() - began
+            return process.wait(10)
         except subprocess.TimeoutExpired:
             if time.monotonic() - began > timeout:
                 raise

@@ -18,7 +18,7 @@ def refused(command: list[str], **variables: str) -> str:
         env=os.environ | variables,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert done.returncode == 1, done.stdout

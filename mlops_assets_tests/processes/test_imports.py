@@ -41,7 +41,7 @@ COMMANDS = [
 def python(code: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     environment = os.environ | {"COLUMNS": "200"}
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
 
 
 def test_the_definitions_import_nothing_heavy() -> None:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -11,12 +12,12 @@ from mlops_assets.data import samples
 from mlops_assets_tests.processes.conftest import free_ports
 from mlops_assets_tests.processes.project import Project, replace, script
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-LOST_SECONDS = 4.0
-"""How long a run must be lost here."""
+LOST_SECONDS = 9.0
+"""How long a run must be lost here: at three looks, for a busy code server may miss one."""
 
-ENOUGH_TICKS = 3
+ENOUGH_TICKS = 4
 """The sensor looks every five seconds."""
 
 SLOW_IMPORT = """
@@ -60,11 +61,16 @@ class Server:
 
     def kill_code(self) -> None:
         """As a container dies: the code server with all of its children."""
-        code = next(one for one in self.project.alive() if "grpc" in one.cmdline() and str(self.port) in one.cmdline())
+        servers: list[psutil.Process] = []
+        for one in self.project.alive():
+            with suppress(psutil.Error):  # others end meanwhile
+                servers += [one] if {"grpc", str(self.port)} <= set(one.cmdline()) else []
+        code = min(servers, key=lambda one: one.create_time())
         dying = [code, *code.children(recursive=True)]
         for process in dying:
-            process.kill()
-        psutil.wait_procs(dying, 30)
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(dying, 180)
 
 
 def test_a_run_that_dies_with_its_code_server_before_it_holds_anything(project: Project) -> None:

@@ -5,7 +5,6 @@ What it does when a service or itself is killed is in `test_kill.py` and `test_k
 
 import signal
 import sys
-import time
 
 import pytest
 
@@ -28,17 +27,16 @@ for number in range(3):
 
 
 @pytest.mark.timeout(600)
-def test_up_follows_data_and_code_until_ctrl_c(project: Project, record_property) -> None:
-    began = time.monotonic()
+def test_up_follows_data_and_code_until_ctrl_c(project: Project) -> None:
     up = project.up()
-    record_property("seconds until all answer", time.monotonic() - began)
     done = project.mlops("data", "import", "iris", "--no-push")
     assert done.returncode == 0, done.stderr
     project.wait_for(project.champion, "the champion")
     project.wait_until_settled()
-    assert project.mlflow_statuses() == [("parent", "FINISHED"), ("model", "FINISHED")]
+    ended = [("parent", "FINISHED"), ("model", "FINISHED")]
+    project.wait_for(lambda: project.mlflow_statuses() == ended, "MLflow to know")
     assert project.made() == {"dataset": 1, "features": 1, "model": 1, "evaluation": 1, "champion": 1}
-    assert project.serves(1)
+    project.wait_for(lambda: project.serves(1), "the champion to answer")
 
     second = project.mlops("up")
     assert second.returncode == 1
@@ -58,7 +56,7 @@ def test_up_follows_data_and_code_until_ctrl_c(project: Project, record_property
     committers = [
         project.start(sys.executable, "-c", COMMITTER, str(project.repository.path), who) for who in ("1", "2")
     ]
-    assert [process.wait(120) for process in committers] == [0, 0], project.told()
+    assert [process.wait(300) for process in committers] == [0, 0], project.told()
     messages = [commit.message for commit in project.repository.log("main")]
     assert len(messages) == 7
     assert set(messages) >= {f"{who} {number}" for who in "12" for number in range(3)}
@@ -69,8 +67,6 @@ def test_up_follows_data_and_code_until_ctrl_c(project: Project, record_property
     status = project.mlops("status")
     assert "up to date" in status.stdout, status.stdout + status.stderr
 
-    code, seconds = send(up, signal.SIGINT)
-    assert code == 0
-    assert seconds < 20
+    assert send(up, signal.SIGINT) == 0
     assert project.output.read_text().endswith("stopped\n")
     assert not project.alive()

@@ -35,14 +35,18 @@ class Page:
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Ask the browser for something, and see to what happens meanwhile."""
+        message = self._answer(method, **parameters)
+        assert "error" not in message, message
+        return dict(message["result"])
+
+    def _answer(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._number += 1
         wanted = self._number
         self._connection.send(json.dumps({"id": wanted, "method": method, "params": parameters}))
         while True:
-            message = json.loads(self._connection.recv(timeout=60))
+            message: dict[str, Any] = json.loads(self._connection.recv(timeout=180))
             if message.get("id") == wanted:
-                assert "error" not in message, message
-                return dict(message["result"])
+                return message
             self._happened(message.get("method", ""), message.get("params", {}))
 
     def _happened(self, event: str, told: dict[str, Any]) -> None:
@@ -73,11 +77,13 @@ class Page:
         told = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
         return told["result"].get("value")
 
-    def wait_for(self, expression: str, seconds: float = 60) -> None:
+    def wait_for(self, expression: str, seconds: float = 180) -> None:
         """Until an expression in the page is true."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            if self.ask(f"!!({expression})"):
+            told = self._answer("Runtime.evaluate", expression=f"!!({expression})", returnByValue=True)
+            # No result: the page is just being replaced by the next one.
+            if told.get("result", {}).get("result", {}).get("value"):
                 return
             time.sleep(0.2)
         text = self.ask("document.body && document.body.innerText")
@@ -105,7 +111,7 @@ def browsing(profile: Path, user: str = "", password: str = "") -> Iterator[Page
     profile.mkdir(parents=True, exist_ok=True)
     with (profile / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as browser:
         try:
-            with connect(_tab(profile, browser), max_size=1 << 28, open_timeout=30, proxy=None) as connection:
+            with connect(_tab(profile, browser), max_size=1 << 28, open_timeout=120, proxy=None) as connection:
                 yield Page(connection, user, password)
         finally:
             browser.terminate()
@@ -114,11 +120,11 @@ def browsing(profile: Path, user: str = "", password: str = "") -> Iterator[Page
 def _tab(profile: Path, browser: "subprocess.Popen[bytes]") -> str:
     import httpx
 
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while time.monotonic() < deadline and browser.poll() is None:
         found = re.search(r"DevTools listening on ws://([^/]+)/", (profile / "log").read_text(errors="replace"))
         if found:
-            tabs = httpx.get(f"http://{found[1]}/json/list", trust_env=False).json()
+            tabs = httpx.get(f"http://{found[1]}/json/list", trust_env=False, timeout=60).json()
             pages = [tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page"]
             if pages:
                 return str(pages[0])

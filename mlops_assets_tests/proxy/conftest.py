@@ -100,7 +100,7 @@ def entering(folder: Path, **variables: str) -> Iterator[Entry]:
         yield Entry(folder, nginx.pid, port, http_port, password)
     finally:
         nginx.terminate()
-        nginx.wait(30)
+        nginx.wait(180)
 
 
 def command(folder: Path, *more: str) -> list[str]:
@@ -117,7 +117,7 @@ def answers(url: str, **options: object) -> bool:
         return False
 
 
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 90) -> None:
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited for {what}"

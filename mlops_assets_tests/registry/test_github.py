@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,7 +16,6 @@ from mlops_assets.pipeline import find_pipeline
 from mlops_assets.registry.github import GitHubUnusable, event_of, teller
 from mlops_assets.registry.webhook import application
 from mlops_assets.settings import SettingsError, settings
-from mlops_assets_tests.processes.conftest import free_ports
 from mlops_assets_tests.registry.test_webhook import SECRET, signed
 
 TOKEN = "very-secret"
@@ -50,6 +50,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, dict[str,
         monkeypatch.setenv("MLOPS_GITHUB_REPOSITORY", "us/ours")
         monkeypatch.setenv("MLOPS_GITHUB_TOKEN", TOKEN)
         monkeypatch.setenv("MLOPS_GITHUB_API", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr("mlops_assets.registry.github.SECONDS", 120.0)
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield found
@@ -131,9 +132,10 @@ def test_a_refusal_is_logged_without_the_token(
 def test_nobody_there_is_logged_without_the_token(
     asked: list[tuple[str, dict[str, str], Any]], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLOPS_GITHUB_API", f"http://127.0.0.1:{free_ports(1)[0]}")
     monkeypatch.setattr("mlops_assets.registry.github.ATTEMPTS", 1)  # httpx waits half a second before the third
-    with caplog.at_level(logging.WARNING):
+    with socket.socket() as silent, caplog.at_level(logging.WARNING):
+        silent.bind(("127.0.0.1", 0))  # nobody listens there, nor can anybody begin to
+        monkeypatch.setenv("MLOPS_GITHUB_API", f"http://127.0.0.1:{silent.getsockname()[1]}")
         tell(delivery())
     assert "ConnectError" in caplog.text
     assert TOKEN not in caplog.text

@@ -30,7 +30,7 @@ def _wait_for_two(folder: Path, name: str) -> None:
     import dagster_mlflow  # noqa: F401
 
     (folder / name).touch()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while len(list(folder.iterdir())) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.001)
@@ -63,7 +63,7 @@ def after_broken() -> None:
 def signalled(context: dg.AssetExecutionContext, mlflow: MLflowResource) -> None:
     with training(context, mlflow):
         os.kill(os.getpid(), getattr(signal, os.environ["SIGNAL"]))
-        time.sleep(30)
+        time.sleep(600)
 
 
 @dg.asset
@@ -71,15 +71,18 @@ def patient(context: dg.AssetExecutionContext, mlflow: MLflowResource) -> None:
     """Waits until somebody kills it."""
     with training(context, mlflow):
         Path(os.environ["STARTED"]).touch()
-        time.sleep(60)
+        time.sleep(600)
 
+
+TWO_AT_ONCE = dg.multiprocess_executor.configured({"max_concurrent": 2})
+"""They wait for each other, also where there is one core."""
 
 DEFINITIONS = dg.Definitions(
     assets=[left, right, broken, after_broken, signalled, patient],
     resources={"mlflow": MLflowResource()},
     jobs=[
         dg.define_asset_job("one_process", ["left", "right"], executor_def=dg.in_process_executor),
-        dg.define_asset_job("two_processes", ["left", "right"], executor_def=dg.multiprocess_executor),
+        dg.define_asset_job("two_processes", ["left", "right"], executor_def=TWO_AT_ONCE),
         dg.define_asset_job("failing", ["broken", "after_broken"], executor_def=dg.in_process_executor),
         dg.define_asset_job("signalled_job", ["signalled"], executor_def=dg.in_process_executor),
         dg.define_asset_job("patient_job", ["patient"], executor_def=dg.in_process_executor),

@@ -11,7 +11,7 @@ import pytest
 
 from mlops_assets.assets.champion import MOVE_TAG
 from mlops_assets.cli.up import mlflow_service, webhook_service
-from mlops_assets.registry import aliases
+from mlops_assets.registry import aliases, watch
 from mlops_assets.registry.champion import Champions
 from mlops_assets.registry.ledger import Ledger
 from mlops_assets.registry.watch import Seen, look
@@ -68,7 +68,9 @@ def ports(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def watched(ports: None, settled: Loop) -> Iterator[Watched]:
+def watched(ports: None, settled: Loop, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
+    monkeypatch.setattr(registry, "LOOK_SECONDS", 3600.0)  # a moment, however slow the tests are
+    monkeypatch.setattr(watch, "SECONDS", 120.0)
     here = settings()
     mlflow = mlflow_service(here)
     local = {"MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http", "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true"}
@@ -155,7 +157,7 @@ def test_a_webhook_of_mlflow_has_the_registry_looked_at(watched: Watched) -> Non
             del os.environ[name]
     with started([webhook_service(here)]):
         server.set_registered_model_alias("iris", "spare", "1")
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 300
         while not here.registry_poke.exists():
             assert time.monotonic() < deadline, (here.home / "logs" / "mlflow.log").read_text()
             time.sleep(0.1)

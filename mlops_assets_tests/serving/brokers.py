@@ -16,6 +16,9 @@ import pytest
 
 from mlops_assets_tests.processes.conftest import free_ports
 
+SECONDS = 60
+"""For what is only waited for in vain when something fails."""
+
 
 class Broker(ABC):
     """A server process of this test, and a client of it."""
@@ -70,7 +73,7 @@ class NatsServer(Broker):
             reader = await jetstream.pull_subscribe(subject, stream=subject.replace(".", "_"), config=unacknowledged)
             found: list[bytes] = []
             while len(found) < wanted:
-                found += [one.data for one in await reader.fetch(min(500, wanted - len(found)), timeout=5)]
+                found += [one.data for one in await reader.fetch(min(500, wanted - len(found)), timeout=SECONDS)]
             await reader.unsubscribe()
             return found
 
@@ -84,7 +87,7 @@ class NatsServer(Broker):
         async def run() -> Any:
             client = await nats.connect(self.url)
             try:
-                return await work(client.jetstream())
+                return await work(client.jetstream(timeout=SECONDS))
             finally:
                 await client.close()
 
@@ -148,7 +151,7 @@ def _answers(port: int) -> bool:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
-def wait_for(done: Callable[[], bool], what: str, seconds: float = 60) -> None:
+def wait_for(done: Callable[[], bool], what: str, seconds: float = SECONDS) -> None:
     end = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < end, f"waited {seconds:.0f} s for {what}"

@@ -1,7 +1,6 @@
 """gRPC servers for tests, and requests to them."""
 
 import asyncio
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from mlops_assets.serving.grpc_v2 import SERVICE, serve_grpc
 from mlops_assets.serving.limits import Limits
 from mlops_assets.serving.metrics import Metrics
 from mlops_assets.serving.slots import Slots
+from mlops_assets_tests.processes.conftest import free_ports
 from mlops_assets_tests.serving.made import TABLE_SAMPLE
 
 triton = pytest.importorskip("tritonclient.grpc")
@@ -31,12 +31,6 @@ class Server(NamedTuple):
     grpc: Any
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
 @contextmanager
 def serving(home: Path, limits: Limits | None = None, **options: Any) -> Iterator[Server]:
     """A server in an event loop of its own, as a worker has it."""
@@ -48,9 +42,9 @@ def serving(home: Path, limits: Limits | None = None, **options: Any) -> Iterato
     thread.start()
 
     def on_loop(work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, loop).result(20)
+        return asyncio.run_coroutine_threadsafe(work, loop).result(120)
 
-    port = free_port()
+    (port,) = free_ports(1)
     answering = Answering(log=options.pop("log", None), batcher=options.pop("batcher", None))
     served = {"limits": limits or Limits(), "answering": answering, "metrics": metrics, **options}
     server = on_loop(serve_grpc(slots, "127.0.0.1", port, **served))
@@ -79,7 +73,7 @@ def calling(server: Server, method: str = "ModelInfer") -> Iterator[Any]:
     with grpc.insecure_channel(server.address, options=[("grpc.max_send_message_length", -1)]) as channel:
         call = channel.unary_unary(f"/{SERVICE}/{method}")
         yield lambda asked, **more: call(
-            asked if isinstance(asked, bytes) else asked.SerializeToString(), timeout=20, **more
+            asked if isinstance(asked, bytes) else asked.SerializeToString(), timeout=60, **more
         )
 
 

@@ -28,7 +28,7 @@ class Passes:
         alone = slot.probabilities
 
         def noted(x: NDArray[Any]) -> NDArray[np.float32]:
-            self.go.wait(10)
+            self.go.wait(60)
             self.rows.append(len(x))
             return alone(x)
 

@@ -233,6 +233,6 @@ def test_openapi_document_holds(tmp_path: Path) -> None:
                 | operation.as_strategy(generation_mode=schemathesis.GenerationMode.NEGATIVE)
             )
             def holds(case: Any) -> None:
-                case.call_and_validate(base_url=f"http://{address}", checks=wanted)
+                case.call_and_validate(base_url=f"http://{address}", checks=wanted, timeout=60)
 
             holds()

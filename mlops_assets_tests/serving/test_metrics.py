@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from mlops_assets.serving import metrics as metrics_module
 from mlops_assets.serving.metrics import GONE_SECONDS, KEPT, Metrics, Outcome, wipe
 from mlops_assets.serving.slot import Slot
 from mlops_assets_tests.serving.made import loaded, publish_table
@@ -119,7 +120,8 @@ def test_a_version_that_comes_back_is_counted_again(slot: Slot) -> None:
     assert value(metrics, "mlops_requests_total", version="1") == 1
 
 
-def test_workers_are_summed(tmp_path: Path, slot: Slot) -> None:
+def test_workers_are_summed(tmp_path: Path, slot: Slot, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_module, "GONE_SECONDS", 3600.0)  # nobody is taken for dead, however slow this is
     first, second = Metrics(tmp_path, 0), Metrics(tmp_path, 1)
     for one in (first, second):
         one.swapped(None, slot)

@@ -54,7 +54,7 @@ def test_a_version_answers_as_it_did_in_training(tmp_path: Path) -> None:
     assert answer.labels == [TABLE_CLASSES[place] for place in answer.probabilities.argmax(axis=1)]
     assert answer.probabilities.dtype == np.float32
     assert (slot.pipeline, slot.version, slot.accuracy) == ("flowers", 1, (0.95, 0.91, 0.98))
-    assert 0 < slot.row_seconds < 1
+    assert 0 < slot.row_seconds < 30
     assert not slot.accelerated
     columns = {name: [row[name] for row in TABLE_SAMPLE] for name in TABLE_SAMPLE[0]}
     frame = pl.DataFrame(TABLE_SAMPLE).with_columns(pl.all().cast(pl.String), id=pl.lit("x"), more=pl.lit(1))

@@ -29,6 +29,7 @@ from mlops_assets.serving.pointer import (
 )
 from mlops_assets.serving.slot import Slot
 from mlops_assets.serving.slots import NotServed, Slots
+from mlops_assets_tests.serving.brokers import wait_for
 from mlops_assets_tests.serving.made import TABLE_SAMPLE, publish_images, publish_table, table_contract
 
 Swaps = list[tuple[int | None, int]]
@@ -201,15 +202,17 @@ def test_every_answer_is_of_one_version_while_pointers_move(tmp_path: Path) -> N
     for one in threads:
         one.start()
     try:
+        wait_for(lambda: min(answered) > 0, "an answer in each thread")  # before the pointers move
         for count in range(30):
+            before = sum(answered)
             write_pointer(tmp_path, pointers[(count + 1) % 2])
             slots.refresh()
+            wait_for(lambda: sum(answered) > before, "an answer meanwhile")  # noqa: B023
     finally:
         over.set()
         for one in threads:
             one.join()
     assert wrong == []
-    assert min(answered) > 0
     assert len(swaps) > 20
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import swaps
 from benchmarks.swaps import NAME, storm
 from mlops_assets_tests.mlflow_fixtures import close_stores
 from mlops_assets_tests.serving.made import image_contract
@@ -14,7 +15,8 @@ MOVES = int(os.environ.get("MLOPS_TEST_MOVES", "30"))
 
 
 @pytest.mark.slow
-def test_moves_under_load_lose_and_mix_nothing(home: Path, tmp_path: Path) -> None:
+def test_moves_under_load_lose_and_mix_nothing(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(swaps, "SEEN_SECONDS", 60.0)
     sources = {f"{NAME}/features.py": "def features(images):\n    return images\n"}
     versions = [image_contract(seed, pipeline=NAME, sources=sources, inputs=[]) for seed in (1, 2, 3)]
     found = storm(tmp_path, versions, MOVES)

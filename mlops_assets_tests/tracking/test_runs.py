@@ -182,7 +182,7 @@ def test_unreachable_server_is_one_quick_sentence_without_credentials(silent: bo
             TrackingError, match=f"No MLflow server answers at http://{host}/mlflow .*start it"
         ) as caught:
             tracking.open_runs()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60, "MLflow's client would try again for minutes"
     assert "secret" not in str(caught.value)
 
 

@@ -29,7 +29,7 @@ def test_four_processes_create_one_store(tmp_path: Path):
     (home / "mlflow" / "mlflow.db.part").write_bytes(b"left by a process that was killed")
     command = [sys.executable, "-W", "error", "-c", CREATE, str(home)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
-    results = [(*process.communicate(timeout=120), process.returncode) for process in processes]
+    results = [(*process.communicate(timeout=300), process.returncode) for process in processes]
     assert results == [(f"sqlite:///{home}/mlflow/mlflow.db\n", "", 0)] * 4
     with sqlite3.connect(home / "mlflow" / "mlflow.db") as connection:
         assert connection.execute("SELECT artifact_location FROM experiments").fetchall() == [("mlops-home:/0",)]

@@ -207,5 +207,5 @@ to_onnx(filled(MLP(4, 3)), iris_rows()[0].x, Path(sys.argv[1]))
 @pytest.mark.slow
 def test_an_export_prints_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", "-c", PROGRAM, str(tmp_path / "m.onnx")]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")

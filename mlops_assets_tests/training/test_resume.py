@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from mlops_assets.training import trainer
 from mlops_assets.training.architectures import MLP, SmallCNN
 from mlops_assets.training.checkpoint import Checkpoint
 from mlops_assets.training.config import Augmentation, TrainingConfig
@@ -102,17 +104,25 @@ def test_writing_files_changes_no_result_and_respects_its_interval(tmp_path: Pat
 
 
 def test_where_writing_takes_long_it_is_done_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock of its own: an epoch takes a second, and a writing 0.07 s, of which 2 % are 3.5 s."""
     written: list[int] = []
-    write = Checkpoint.write
+    write, now = Checkpoint.write, 0.0
+
+    def tell(_epoch: Epoch) -> None:
+        nonlocal now
+        now += 1
 
     def slow(self: Checkpoint, tensors: dict[str, Tensor], facts: dict[str, object]) -> None:
+        nonlocal now
         written.append(len(facts["history"]))
         write(self, tensors, facts)
-        time.sleep(0.3)
+        now += 0.07
 
     monkeypatch.setattr(Checkpoint, "write", slow)
-    train(lambda: MLP(4, 3), *iris_rows(), SHORT, checkpoint=tmp_path / "c", checkpoint_seconds=1e-6)
-    assert written == [1]
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: now, perf_counter=time.perf_counter))
+    options = {"on_epoch": tell, "checkpoint": tmp_path / "c", "checkpoint_seconds": 1e-6}
+    train(lambda: MLP(4, 3), *iris_rows(), SHORT, **options)
+    assert written == [1, 5]
 
 
 @pytest.mark.parametrize(
@@ -156,14 +166,14 @@ def test_a_damaged_file_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 ROOT = Path(__file__).parents[2]  # where a child process finds the tests' problems
 PROGRAM = """
-import sys, time
+import sys
 from pathlib import Path
 from mlops_assets.training.export import weights_digest
 from mlops_assets.training.trainer import train
 from mlops_assets_tests.training.problems import LONGER, dropping, digits_images
 def tell(epoch):
     print(epoch.number, flush=True)
-    time.sleep(0.2)  # long enough to be killed in this epoch and no later one
+    sys.stdin.readline()  # until it may go on, so that it is killed in this epoch or the next one, and no later
 result = train(
     dropping, *digits_images(), LONGER,
     on_epoch=tell, checkpoint=Path(sys.argv[1]), checkpoint_seconds=0, identity="recipe",
@@ -175,7 +185,7 @@ print(result.resumed_from)
 
 def child(checkpoint: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-W", "error", "-c", PROGRAM, str(checkpoint)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
 
 
 @pytest.mark.slow
@@ -186,17 +196,21 @@ def test_a_process_that_is_killed_again_and_again_ends_with_the_same_weights(tmp
     assert whole.stopped_early
     assert stop > 6
     # while it is told, about when the file is written, and in the next epoch
-    for kill_at, seconds in ((1, 0.0), (stop // 2, 0.2), (stop - 2, 0.21)):
+    for kill_at, seconds in ((1, None), (stop // 2, 0.0), (stop - 2, 0.01)):
         with child(path) as process:
+            assert process.stdin is not None
             assert process.stdout is not None
             for line in process.stdout:
                 if int(line) == kill_at:
-                    time.sleep(seconds)
+                    if seconds is not None:
+                        process.stdin.write("\n")
+                        time.sleep(seconds)
                     os.kill(process.pid, signal.SIGKILL)
                     break
+                process.stdin.write("\n")
         assert process.returncode == -signal.SIGKILL
     with child(path) as process:
-        *_, found, resumed_from = process.communicate(timeout=120)[0].splitlines()
+        *_, found, resumed_from = process.communicate(timeout=300)[0].splitlines()
     assert found == f"{weights_digest(whole.weights)} {whole.best_epoch} {stop} True"
     assert int(resumed_from) >= stop - 3
     assert process.returncode == 0

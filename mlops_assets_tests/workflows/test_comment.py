@@ -94,7 +94,7 @@ def comment(github: GitHub, folder: Path) -> "subprocess.CompletedProcess[str]":
     }
     command = ["make", "--silent", "ci-comment", f"PYTHON={sys.executable}", f"REPORTS={folder}"]
     done = subprocess.run(
-        command, cwd=PROJECT, env={**os.environ, **variables}, capture_output=True, text=True, timeout=30, check=False
+        command, cwd=PROJECT, env={**os.environ, **variables}, capture_output=True, text=True, timeout=180, check=False
     )
     assert TOKEN not in done.stdout + done.stderr
     return done

@@ -30,7 +30,7 @@ def steps() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def call(*command: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=180, check=False)
 
 
 def test_github_takes_them() -> None:
