@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 
 from mlops_assets.settings import settings
+from mlops_assets_tests import pauses
 from mlops_assets_tests.mlflow_fixtures import close_stores, dagster_template, home, store_template, tracking
 from mlops_assets_tests.templates import made_once
 
@@ -143,10 +144,15 @@ def digits(digits_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def pytest_configure() -> None:
-    """Keep the files of tests in memory where there is room: what is tested syncs every file and row that it writes."""
+    """Keep the files of tests in memory where there is room: what is tested syncs every file and row that it writes.
+
+    And begin to pause, where that is asked for.
+    """
     memory = Path("/dev/shm")
     if memory.is_dir() and shutil.disk_usage(memory).free > MEMORY_BYTES:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(memory))
+    if "MLOPS_TEST_PAUSES" in os.environ:
+        pauses.start(float(os.environ["MLOPS_TEST_PAUSES"]))
 
 
 def pytest_collection_finish() -> None:

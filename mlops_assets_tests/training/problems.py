@@ -98,6 +98,6 @@ def child(program: str, **environment: str) -> "subprocess.CompletedProcess[str]
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=550,
         check=False,
     )
