@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mlops_assets.serving.slot import Slot
 
 SERVER_SECONDS: Final = 10.0
+ANSWER_SECONDS: Final = 2.0
 """How long a model server that is up may take to answer with a new champion; it takes less than one."""
 
 
@@ -77,7 +78,7 @@ def _seen(slot: "Slot") -> dict[str, Any]:
     url, deadline = f"{settings().serve_url}/v2/models/{slot.pipeline}", time.monotonic() + SERVER_SECONDS
     while True:
         try:
-            told = httpx.get(url, timeout=2, trust_env=False).json()
+            told = httpx.get(url, timeout=ANSWER_SECONDS, trust_env=False).json()
         except httpx.ReadTimeout:
             told = "it is up, and too busy to say"
         except (httpx.HTTPError, ValueError):

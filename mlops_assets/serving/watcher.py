@@ -96,9 +96,7 @@ class Watcher:
                 continue
             try:
                 # What was just written is read at the next look: another process may have written after us.
-                if self._move(pipeline, wanted):
-                    self._done.pop(name, None)
-                else:
+                if not self._move(pipeline, wanted):
                     self._done[name] = wanted, pipeline, stamp
                 self._failed.pop(name, None)
             except Exception as error:  # noqa: BLE001  whatever it is, the other pipelines are followed

@@ -3,18 +3,15 @@
 import os
 import shutil
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
-
-import psutil
 
 from mlops_assets.settings import PROJECT
 from mlops_assets_tests.docs.pages import Fence, Page, printed
 from mlops_assets_tests.docs.shell import PORTS, Shell
 from mlops_assets_tests.processes.conftest import free_ports
-from mlops_assets_tests.processes.project import copy_package
+from mlops_assets_tests.processes.project import copy_package, kill_all
 
 HOME: Final = ".mlops"
 HIDDEN: Final = ("MLOPS_", "DAGSTER_", "MLFLOW_", "HF_")
@@ -61,7 +58,7 @@ class Reader:
                 self._type(page, fence, shell)
         finally:
             shell.close()
-            self.end()
+            kill_all(self.root / HOME)
 
     def _type(self, page: Page, fence: Fence, shell: Shell) -> None:
         for command in fence.first:
@@ -88,20 +85,3 @@ class Reader:
             "LOGNAME": "tom",
             **{variable: str(port) for variable, port in zip(PORTS.values(), free_ports(len(PORTS)), strict=True)},
         }
-
-    def end(self) -> None:
-        """Kill what still runs with this home."""
-        while found := self._alive():
-            for process in found:
-                with suppress(psutil.Error):
-                    process.kill()
-            psutil.wait_procs(found, 1)
-
-    def _alive(self) -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                ours = process.environ().get("MLOPS_HOME") == str(self.root / HOME) and process.pid != os.getpid()
-                if ours and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found

@@ -137,22 +137,12 @@ class Project:
         return process
 
     def alive(self) -> list[psutil.Process]:
-        """Every process that has this home in its environment, whoever its parent is now."""
-        found = []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):  # one that ends meanwhile
-                ours = process.environ().get("MLOPS_HOME") == str(self.home) and process.pid != os.getpid()
-                if ours and process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
+        """Every process of this home."""
+        return living(self.home)
 
     def kill(self) -> None:
-        """Kill everything, also what one of them started while the others were killed."""
-        while found := self.alive():
-            for process in found:
-                with suppress(psutil.Error):
-                    process.kill()
-            psutil.wait_procs(found, 1)
+        """Kill every process of this home."""
+        kill_all(self.home)
 
     def end(self) -> None:
         """Kill whatever is left."""
@@ -308,6 +298,26 @@ def replace(path: Path, old: str, new: str) -> None:
     aside = path.with_name(f".{path.name}.part")
     aside.write_text(text.replace(old, new))
     aside.replace(path)
+
+
+def living(home: Path) -> list[psutil.Process]:
+    """Every process that has a home in its environment, whoever its parent is now; not this one."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # one that ends meanwhile
+            ours = process.environ().get("MLOPS_HOME") == str(home) and process.pid != os.getpid()
+            if ours and process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def kill_all(home: Path) -> None:
+    """Kill all of them, also what one started while the others were killed."""
+    while found := living(home):
+        for process in found:
+            with suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(found, 1)
 
 
 def copy_package(root: Path) -> None:

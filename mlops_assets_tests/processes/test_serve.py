@@ -33,7 +33,7 @@ def test_a_champion_answers_and_its_moves_are_followed(trained: Project) -> None
     for file, old, new in (
         ("cli/predict.py", "WAIT_SECONDS: Final = 20.0", "WAIT_SECONDS: Final = 180.0"),
         ("assets/deployment.py", "SERVER_SECONDS: Final = 10.0", "SERVER_SECONDS: Final = 180.0"),
-        ("assets/deployment.py", "timeout=2,", "timeout=60,"),
+        ("assets/deployment.py", "ANSWER_SECONDS: Final = 2.0", "ANSWER_SECONDS: Final = 60.0"),
     ):
         replace(project.root / "mlops_assets" / file, old, new)  # a busy machine makes nobody give up
     server = project.start(script("mlops"), "serve", "--workers", "2")
