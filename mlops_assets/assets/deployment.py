@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from mlops_assets.serving.slot import Slot
 
 SERVER_SECONDS: Final = 10.0
-ANSWER_SECONDS: Final = 2.0
 """How long a model server that is up may take to answer with a new champion; it takes less than one."""
+
+ANSWER_SECONDS: Final = 2.0
+"""After which it is asked again."""
 
 
 def build_deployment(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
