@@ -18,8 +18,8 @@ from mlops_assets.deploy import edge
 from mlops_assets.deploy.browser import LICENCES, PACKAGE, PAGE, RELEASE, RUNTIME, runtime_files, write_page
 from mlops_assets.deploy.edge import EdgeError, fresh_bundle
 from mlops_assets.serving.slot import Slot
-from mlops_assets_tests.serving.brokers import wait_for
 from mlops_assets_tests.serving.made import IMAGE_FEATURES, loaded, publish_images, publish_table
+from mlops_assets_tests.waiting import wait_for
 
 NODE, CHROMIUM = shutil.which("node"), shutil.which("chromium") or shutil.which("chromium-browser")
 FAKE = {name: name.encode() for name in RUNTIME}

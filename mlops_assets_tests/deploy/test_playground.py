@@ -21,8 +21,8 @@ from mlops_assets.deploy import space_app
 from mlops_assets.deploy.space import build
 from mlops_assets.deploy.space_app import measured
 from mlops_assets_tests.processes.conftest import free_ports
-from mlops_assets_tests.serving.brokers import wait_for
 from mlops_assets_tests.serving.made import TABLE_SAMPLE, loaded, publish_images, publish_table, table_contract
+from mlops_assets_tests.waiting import wait_for
 
 
 class Playground:

@@ -11,8 +11,8 @@ import pytest
 from mlops_assets.services import answers
 from mlops_assets_tests.processes.conftest import free_ports
 from mlops_assets_tests.processes.project import script
-from mlops_assets_tests.serving.brokers import wait_for
 from mlops_assets_tests.serving.made import TABLE_SAMPLE, publish_table
+from mlops_assets_tests.waiting import wait_for
 
 pytestmark = pytest.mark.slow
 

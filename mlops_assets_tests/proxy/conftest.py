@@ -4,8 +4,7 @@ import os
 import shutil
 import ssl
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 
 from mlops_assets.fingerprint import PACKAGE_ROOT
 from mlops_assets_tests.processes.conftest import free_ports
+from mlops_assets_tests.waiting import wait_for
 
 SHIPPED = PACKAGE_ROOT.parent / "nginx"
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
@@ -115,13 +115,6 @@ def answers(url: str, **options: object) -> bool:
         return httpx.get(url, trust_env=False, timeout=5, **options).is_success
     except httpx.HTTPError:
         return False
-
-
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 180) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited for {what}"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,12 @@ import pytest
 
 from mlops_assets.serving import open_inference_pb2 as messages
 from mlops_assets.serving.grpc_v2 import SERVICE
-from mlops_assets_tests.proxy.conftest import SHIPPED, Entry, command, entering, render, script, wait_for
+from mlops_assets_tests.proxy.conftest import SHIPPED, Entry, command, entering, render, script
 from mlops_assets_tests.proxy.test_scripts import own_certificate
 from mlops_assets_tests.serving.asking import app_of, listening
 from mlops_assets_tests.serving.grpc_servers import typed
 from mlops_assets_tests.serving.made import TABLE_SAMPLE, publish_table
+from mlops_assets_tests.waiting import wait_for
 
 
 def test_the_shipped_configuration_is_sound(tmp_path: Path) -> None:

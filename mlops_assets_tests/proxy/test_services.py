@@ -17,7 +17,8 @@ from websockets.sync.client import connect
 
 from mlops_assets_tests.processes.conftest import free_ports
 from mlops_assets_tests.proxy.browser import CHROMIUM, browsing
-from mlops_assets_tests.proxy.conftest import Entry, entering, wait_for
+from mlops_assets_tests.proxy.conftest import Entry, entering
+from mlops_assets_tests.waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -5,7 +5,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 
 from mlops_assets_tests.processes.conftest import free_ports
+from mlops_assets_tests.waiting import wait_for
 
 SECONDS = 60
 """For what is only waited for in vain when something fails."""
@@ -149,10 +149,3 @@ def _running(command: list[str], port: int) -> Iterator[None]:
 def _answers(port: int) -> bool:
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) == 0
-
-
-def wait_for(done: Callable[[], bool], what: str, seconds: float = SECONDS) -> None:
-    end = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < end, f"waited {seconds:.0f} s for {what}"
-        time.sleep(0.05)

@@ -29,8 +29,8 @@ from mlops_assets.serving.pointer import (
 )
 from mlops_assets.serving.slot import Slot
 from mlops_assets.serving.slots import NotServed, Slots
-from mlops_assets_tests.serving.brokers import wait_for
 from mlops_assets_tests.serving.made import TABLE_SAMPLE, publish_images, publish_table, table_contract
+from mlops_assets_tests.waiting import wait_for
 
 Swaps = list[tuple[int | None, int]]
 

@@ -19,7 +19,7 @@ from mlops_assets.serving.stream import Worker
 from mlops_assets.serving.stream_brokers import connection
 from mlops_assets.serving.stream_messages import MOST_ROWS, Incoming, respond
 from mlops_assets.serving.stream_wire import Route, StreamError, shown
-from mlops_assets_tests.serving.brokers import Broker, nats_server, redis_server, wait_for
+from mlops_assets_tests.serving.brokers import Broker, nats_server, redis_server
 from mlops_assets_tests.serving.made import (
     IMAGE_CLASSES,
     TABLE_CLASSES,
@@ -27,6 +27,7 @@ from mlops_assets_tests.serving.made import (
     TABLE_SAMPLE,
     publish_table,
 )
+from mlops_assets_tests.waiting import wait_for
 
 ROW = TABLE_SAMPLE[0]
 MAIN = """

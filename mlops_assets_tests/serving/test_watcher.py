@@ -15,9 +15,9 @@ from mlops_assets.serving.slots import NotServed
 from mlops_assets.serving.watcher import NoChampion, Watcher, champion_slot
 from mlops_assets.settings import Settings, settings
 from mlops_assets.tracking import tags as keys
-from mlops_assets_tests.serving.brokers import wait_for
 from mlops_assets_tests.serving.made import register_version, table_contract
 from mlops_assets_tests.serving.world import SPEC, World
+from mlops_assets_tests.waiting import wait_for
 
 
 def test_aliases_are_followed_forth_back_and_away(world: World) -> None:
